@@ -1,0 +1,12 @@
+"""The accounts app: the domain, and nothing else."""
+
+from django.apps import AppConfig
+
+
+class AccountsConfig(AppConfig):
+    """Registers the system checks of the trial settings."""
+
+    name = "accounts"
+
+    def ready(self) -> None:
+        from accounts import checks  # noqa: F401 (registers itself)

@@ -1,0 +1,192 @@
+"""What is stored: users, their accounts with a trial, and the ledger of the runs that expired them.
+
+Nothing here changes an account; the verbs that do are in ``accounts.services``.
+"""
+
+from datetime import datetime, timedelta
+from typing import ClassVar, Self
+
+from django.conf import settings
+from django.contrib.auth.models import AbstractUser
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+
+class User(AbstractUser):
+    """The project's own user model, so that it can grow without a painful migration."""
+
+
+class ExpiryRunQuerySet(models.QuerySet["ExpiryRun"]):
+    """Runs, asked what they tell of the health of the schedule."""
+
+    def succeeded_since(self, moment: datetime) -> "ExpiryRun | None":
+        """The latest run that succeeded and applied the rule to ``moment`` or later, if there is one."""
+        return self.filter(status=ExpiryRun.Status.SUCCEEDED, as_of__gte=moment).order_by("as_of").last()
+
+
+class ExpiryRun(models.Model):
+    """One run of ``expire_trials``: the ledger that tells whether, how and how fast trials were expired.
+
+    ``as_of`` is the moment the rule was applied to, read from the caller's clock. ``started``, ``heartbeat`` and
+    ``finished`` come from the database's clock, so that a run spread over several hosts is measured by one.
+    """
+
+    class Path(models.TextChoices):
+        """The two ways to run."""
+
+        COMMAND = "command"
+        CELERY = "celery"
+
+    class Status(models.TextChoices):
+        """How far a run came."""
+
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+        REFUSED = "refused"
+        INTERRUPTED = "interrupted"
+        UNDONE = "undone"
+
+    path = models.CharField(max_length=10, choices=Path)
+    status = models.CharField(max_length=12, choices=Status, default=Status.RUNNING)
+    as_of = models.DateTimeField(help_text="Trials that had ended, grace included, by this moment were due.")
+    started = models.DateTimeField(db_default=Now())
+    heartbeat = models.DateTimeField(db_default=Now(), help_text="When the run last committed a slice.")
+    finished = models.DateTimeField(null=True, blank=True)
+    due_count = models.PositiveBigIntegerField(default=0, help_text="Accounts that were due when the run was planned.")
+    expired_count = models.PositiveBigIntegerField(default=0, help_text="Accounts that this run expired.")
+    slice_count = models.PositiveIntegerField(default=0)
+    longest_slice = models.DurationField(default=timedelta, help_text="The longest any account stayed locked.")
+    error = models.TextField(blank=True)
+    host = models.CharField(max_length=255, blank=True)
+    task_id = models.CharField(max_length=255, blank=True, help_text="Celery's id of the task that started the run.")
+
+    objects = ExpiryRunQuerySet.as_manager()
+
+    class Meta:
+        get_latest_by = "started"
+        indexes: ClassVar = [
+            # "Did a run succeed since ...?", asked at every tick of a fallback and by monitoring.
+            models.Index(fields=["as_of"], condition=Q(status="succeeded"), name="accounts_run_succeeded"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(path__in=["command", "celery"]),
+                name="accounts_run_path_known",
+            ),
+            models.CheckConstraint(
+                condition=Q(status__in=["running", "succeeded", "failed", "refused", "interrupted", "undone"]),
+                name="accounts_run_status_known",
+            ),
+            models.CheckConstraint(
+                condition=Q(status="running", finished=None) | (~Q(status="running") & Q(finished__isnull=False)),
+                name="accounts_run_finished_unless_running",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"run {self.pk} by {self.path}, {self.status}"
+
+
+class TrialEndField(models.DateTimeField):
+    """A moment that, when not given, is ``created`` plus ``TRIAL_DAYS`` from then on.
+
+    A field's ``pre_save`` serves ``bulk_create`` as well, which a model's ``save()`` would not.
+    """
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> datetime:
+        """Fill in the end of the trial where it is missing."""
+        assert isinstance(model_instance, Account)
+        if model_instance.trial_ends_at is None:
+            model_instance.trial_ends_at = model_instance.created + timedelta(days=settings.TRIAL_DAYS)
+        return model_instance.trial_ends_at
+
+
+class AccountQuerySet(models.QuerySet["Account"]):
+    """Accounts, asked by what the trial rule says of them."""
+
+    def due(self, now: datetime) -> Self:
+        """Trialing accounts whose trial ended more than ``TRIAL_GRACE_DAYS`` before ``now``.
+
+        This is the rule, in its only place. An account never extended is due when it was created more than
+        ``TRIAL_DAYS + TRIAL_GRACE_DAYS`` days before ``now``: 61 days by default, exactly 61 not yet.
+        """
+        return self.filter(
+            status=Account.Status.TRIALING,
+            trial_ends_at__lt=now - timedelta(days=settings.TRIAL_GRACE_DAYS),
+        )
+
+
+class Account(models.Model):
+    """A customer's account and the state of its trial. Change it through ``accounts.services``."""
+
+    class Status(models.TextChoices):
+        """Where an account stands. Only TRIALING ones can expire."""
+
+        EXEMPT = "exempt"
+        BETA = "beta"
+        TRIALING = "trialing"
+        ACTIVE = "active"
+        PAST_DUE = "past_due"
+        CANCELED = "canceled"
+        TRIAL_EXPIRED = "trial_expired"
+
+    EXEMPT = Status.EXEMPT
+    BETA = Status.BETA
+    TRIALING = Status.TRIALING
+    ACTIVE = Status.ACTIVE
+    PAST_DUE = Status.PAST_DUE
+    CANCELED = Status.CANCELED
+    TRIAL_EXPIRED = Status.TRIAL_EXPIRED
+
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="account")
+    status = models.CharField(max_length=13, choices=Status, default=Status.TRIALING)
+    created = models.DateTimeField(default=timezone.now)
+    trial_ends_at = TrialEndField(
+        blank=True,
+        help_text="Left empty: TRIAL_DAYS after the account was created. A later change of TRIAL_DAYS does not move it.",
+    )
+    trial_expired_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="As of when a run moved the account to trial expired."
+    )
+    expiry_run = models.ForeignKey(
+        ExpiryRun,
+        on_delete=models.PROTECT,  # the answer to "why was I expired?" outlives any clean-up
+        related_name="accounts",
+        null=True,
+        blank=True,
+        editable=False,
+        db_index=False,  # the partial index below is smaller, and free for accounts that never expired
+        # Measured: looking the same run up again for every account took 40 % of a run. Only services write this
+        # column, with a run just saved, and on_delete guards the run.
+        db_constraint=False,
+        help_text="The run that expired the account.",
+    )
+
+    objects = AccountQuerySet.as_manager()
+
+    class Meta:
+        indexes: ClassVar = [
+            # Serves due(): finding nothing among millions of accounts takes about a millisecond.
+            models.Index(fields=["trial_ends_at"], condition=Q(status="trialing"), name="accounts_account_due"),
+            models.Index(
+                fields=["expiry_run"], condition=Q(expiry_run__isnull=False), name="accounts_account_expiry_run"
+            ),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(
+                    status__in=["exempt", "beta", "trialing", "active", "past_due", "canceled", "trial_expired"]
+                ),
+                name="accounts_account_status_known",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status="trialing") | Q(trial_expired_at=None, expiry_run=None),
+                name="accounts_account_trialing_not_expired",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"account {self.pk}, {self.status}"

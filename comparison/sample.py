@@ -1,0 +1,57 @@
+"""A believable sample of customers, the same for the same seed and moment."""
+
+import random
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import transaction
+
+from accounts.models import Account, User
+
+SHARES = {
+    Account.TRIALING: 50,
+    Account.ACTIVE: 25,
+    Account.TRIAL_EXPIRED: 8,
+    Account.CANCELED: 7,
+    Account.PAST_DUE: 4,
+    Account.BETA: 3,
+    Account.EXEMPT: 3,
+}
+FIRST_NAMES = ("Ada", "Barbara", "Chidi", "Dolores", "Edsger", "Fatima", "Grace", "Hedy", "Ivan", "Jin", "Kofi", "Lin")
+LAST_NAMES = ("Abara", "Berg", "Costa", "Dahl", "Eze", "Fuchs", "Goto", "Hale", "Ito", "Juarez", "Kaya", "Lund")
+OLDEST = 200  # days
+
+
+def put_sample(*, size: int, seed: int, now: datetime) -> None:
+    """Replace all customers by ``size`` accounts created in the 200 days before ``now``, in every status.
+
+    A tenth of the trials was extended by one to eight weeks, and every hundredth account sits exactly on the boundary:
+    at ``now`` not due, a moment later due. All times lie whole hours from ``now``, so nothing else falls due in the
+    hour after it, and two runs within that hour find the same accounts due.
+    """
+    rng = random.Random(seed)  # noqa: S311 (a sample, not a secret)
+    limit = timedelta(days=settings.TRIAL_DAYS + settings.TRIAL_GRACE_DAYS)
+    users, accounts = [], []
+    for number in range(1, size + 1):
+        first, last = rng.choice(FIRST_NAMES), rng.choice(LAST_NAMES)
+        status = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
+        created = now - timedelta(hours=rng.randrange(1, OLDEST * 24))
+        trial_ends_at = None
+        if number % 100 == 0:
+            status, created = Account.TRIALING, now - limit
+        elif status == Account.TRIALING and rng.random() < 0.1:
+            trial_ends_at = created + timedelta(days=settings.TRIAL_DAYS, weeks=rng.randint(1, 8))
+        elif status == Account.TRIAL_EXPIRED:
+            created = min(created, now - limit - timedelta(hours=1))  # expired before there was a ledger
+        email = f"{first}.{last}.{number}@example.com".lower()
+        users.append(
+            User(pk=number, username=email, email=email, first_name=first, last_name=last, date_joined=created)
+        )
+        accounts.append(
+            Account(pk=number, user_id=number, status=status, created=created, trial_ends_at=trial_ends_at)
+        )
+    with transaction.atomic():
+        Account.objects.all().delete()
+        User.objects.filter(is_superuser=False).delete()
+        User.objects.bulk_create(users, batch_size=1000)
+        Account.objects.bulk_create(accounts, batch_size=1000)

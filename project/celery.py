@@ -1,0 +1,30 @@
+"""The Celery app. Its settings are the ``CELERY_*`` ones of project/settings.py."""
+
+import os
+from typing import Any
+
+from celery import Celery
+from celery.signals import beat_init, worker_init
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+
+app = Celery("project")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+
+
+@worker_init.connect
+@beat_init.connect
+def refuse_to_start_misconfigured(**_: Any) -> None:
+    """Stop the worker or beat when a system check finds an error; by itself Celery runs them and drops the result.
+
+    Raises:
+        SystemExit: naming every setting that is wrong.
+    """
+    from django.core.management import call_command
+    from django.core.management.base import SystemCheckError
+
+    try:
+        call_command("check", tags=["accounts"])
+    except SystemCheckError as error:
+        raise SystemExit(str(error)) from None

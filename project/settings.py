@@ -1,0 +1,228 @@
+"""Settings, all from the environment (or a .env file beside manage.py). .env.example lists every variable.
+
+With nothing set this is a development machine: SQLite, debug pages, a throwaway key. ``DJANGO_DEBUG=0``, which the
+Docker image sets, is production: there a missing or insecure setting stops the start and is named.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+T = TypeVar("T")
+
+env = environ.Env()
+env.read_env(BASE_DIR / ".env")
+
+
+def read(cast: Callable[..., T], name: str, default: T) -> T:
+    """The variable ``name`` as ``cast`` reads it, or ``default`` where it is not set or empty.
+
+    Raises:
+        ImproperlyConfigured: the value cannot be read; the message names the variable and quotes it.
+    """
+    if not env.str(name, default=""):
+        return default
+    try:
+        return cast(name)
+    except (ValueError, ImproperlyConfigured) as error:
+        raise ImproperlyConfigured(f"{name}={env.str(name)!r} cannot be read: {error}.") from None
+
+
+def required_in_production(name: str, why: str) -> None:
+    """Raise ImproperlyConfigured, saying why, when ``name`` is not set and this is production."""
+    if not DEBUG and not env.str(name, default=""):
+        raise ImproperlyConfigured(f"{name} is not set. {why} (DJANGO_DEBUG=1 is for development only.)")
+
+
+# --- What kind of machine this is ---
+
+DEBUG = read(env.bool, "DJANGO_DEBUG", True)
+
+required_in_production("DJANGO_SECRET_KEY", "Generate one: python -c 'import secrets; print(secrets.token_urlsafe(50))'")
+SECRET_KEY = read(env.str, "DJANGO_SECRET_KEY", "development-only-and-refused-in-production-change-me")
+if not DEBUG and (len(SECRET_KEY) < 50 or "change-me" in SECRET_KEY):
+    raise ImproperlyConfigured(
+        "DJANGO_SECRET_KEY is a placeholder or shorter than 50 characters. "
+        "Generate one: python -c 'import secrets; print(secrets.token_urlsafe(50))'"
+    )
+
+required_in_production("DJANGO_ALLOWED_HOSTS", "List the host names this site answers to, such as trials.example.com.")
+ALLOWED_HOSTS = read(env.list, "DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+if not DEBUG and "*" in ALLOWED_HOSTS:
+    raise ImproperlyConfigured("DJANGO_ALLOWED_HOSTS is '*', which lets anybody forge links. List the host names.")
+CSRF_TRUSTED_ORIGINS = read(env.list, "DJANGO_CSRF_TRUSTED_ORIGINS", [])
+
+# --- The rule ---
+
+TRIAL_DAYS = read(env.int, "TRIAL_DAYS", 60)
+TRIAL_GRACE_DAYS = read(env.int, "TRIAL_GRACE_DAYS", 1)
+# The fuse: a run that finds more accounts due than this refuses to touch any. Unset, nothing is refused.
+TRIAL_EXPIRY_MAX = read(env.int, "TRIAL_EXPIRY_MAX", None)
+
+# --- Django ---
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_celery_beat",
+    "accounts",
+    *(["comparison"] if DEBUG else []),  # throwaway databases and servers have no place in production
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "project.urls"
+WSGI_APPLICATION = "project.wsgi.application"
+AUTH_USER_MODEL = "accounts.User"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {
+        "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
+        if DEBUG
+        else "whitenoise.storage.CompressedManifestStaticFilesStorage"
+    },
+}
+
+if not DEBUG:
+    SESSION_COOKIE_SECURE = True
+    CSRF_COOKIE_SECURE = True
+    SECURE_SSL_REDIRECT = read(env.bool, "DJANGO_SSL_REDIRECT", True)
+    SECURE_HSTS_SECONDS = read(env.int, "DJANGO_HSTS_SECONDS", 3600)
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+    SECURE_HSTS_PRELOAD = True
+    # Only behind a proxy that sets, and never passes on, X-Forwarded-Proto: anybody else could forge it.
+    if read(env.bool, "DJANGO_BEHIND_PROXY", False):
+        SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    # Warnings only, so that cron mails somebody when there is something to read. Celery's own --loglevel rules there.
+    "root": {"handlers": ["stderr"], "level": read(env.str, "LOG_LEVEL", "WARNING").upper()},
+}
+
+# --- Database ---
+
+required_in_production("DATABASE_URL", "Give the PostgreSQL to use, such as postgres://user:password@host:5432/name.")
+_database_url = read(env.str, "DATABASE_URL", f"sqlite:///{BASE_DIR / 'db.sqlite3'}")
+if not _database_url.startswith(("postgres://", "postgresql://", "sqlite:///")):
+    # Not quoted: it may hold a password.
+    raise ImproperlyConfigured(
+        "DATABASE_URL must start with postgres:// or sqlite:///, and does not. Other databases are not tested."
+    )
+try:
+    _database = env.db_url_config(_database_url)
+except ValueError as error:
+    raise ImproperlyConfigured(f"DATABASE_URL cannot be read: {error}.") from None
+DATABASES = {"default": _database}
+if _database["ENGINE"] == "django.db.backends.postgresql":
+    _database["CONN_MAX_AGE"] = 60  # seconds, for web; Celery closes its connections before and after every task
+    _database["CONN_HEALTH_CHECKS"] = True
+    _database["OPTIONS"] = {"connect_timeout": 5, **_database.get("OPTIONS", {})}
+else:
+    # WAL and IMMEDIATE: command, worker, beat and web share the file without "database is locked".
+    _database["OPTIONS"] = {
+        "timeout": 20,  # seconds
+        "transaction_mode": "IMMEDIATE",
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        **_database.get("OPTIONS", {}),
+    }
+
+# --- Celery: the heavier path. Nothing here is read, and no broker is needed, on the path of cron and command. ---
+
+_redis_url = read(env.str, "REDIS_URL", "redis://localhost:6379/0")
+CELERY_BROKER_URL = read(env.str, "CELERY_BROKER_URL", _redis_url)
+CELERY_RESULT_BACKEND = read(env.str, "CELERY_RESULT_BACKEND", CELERY_BROKER_URL)  # only to close a run of many slices
+CELERY_TASK_DEFAULT_QUEUE = "trial-expiry"  # a Redis shared with another project must not mix their tasks
+
+# UTC everywhere: a schedule in local time skips or doubles an hour when the clocks change.
+CELERY_ENABLE_UTC = True
+CELERY_TIMEZONE = "UTC"
+
+# JSON only: a message that could run code is an open door in whoever reaches the broker.
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_SERIALIZER = "json"
+CELERY_RESULT_SERIALIZER = "json"
+
+# The schedule lives in the database and belongs to the admin; a data migration of accounts writes its first entry.
+# CELERY_BEAT_SCHEDULE stays empty: beat would overwrite the admin's edits with it at every start.
+CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+# Lets `celery -A project inspect ping -d celerybeat@HOST` tell a living beat from a wedged one (Celery 5.7).
+CELERY_BEAT_ENABLE_REMOTE_CONTROL = True
+
+# A slice not acknowledged for this long is handed out again. The time limit lies well under it, so that no task is
+# still running when its second copy starts. Celery's documentation lists all three places for Redis.
+_visibility_timeout = 600  # seconds
+CELERY_VISIBILITY_TIMEOUT = _visibility_timeout
+CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS = {"visibility_timeout": _visibility_timeout}
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": _visibility_timeout,
+    # Without a timeout, beat waits for ever on a Redis connection that died silently (django-celery-beat issue 824).
+    "socket_timeout": 15,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+}
+CELERY_REDIS_SOCKET_TIMEOUT = 15.0
+CELERY_REDIS_SOCKET_CONNECT_TIMEOUT = 5.0
+CELERY_REDIS_SOCKET_KEEPALIVE = True
+CELERY_TASK_TIME_LIMIT = 300  # seconds; a slice takes about a tenth of one
+CELERY_TASK_SOFT_TIME_LIMIT = 270
+
+# A broker that is away: the worker keeps trying, at start too; a publisher gives up and says so.
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_BROKER_POOL_ACQUIRE_TIMEOUT = 10.0
+CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 2}
+
+# One message at a time for each process: slices spread over the workers instead of queueing behind one.
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+# On SIGTERM a worker finishes its tasks; told to hurry, it still gets these seconds, then hands unfinished slices back.
+CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 20.0
+# A backstop against slow leaks. Our own memory does not grow.
+CELERY_WORKER_MAX_TASKS_PER_CHILD = 1000
+# The ledger keeps what happened; results only count slices.
+CELERY_RESULT_EXPIRES = 3600

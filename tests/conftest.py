@@ -1,0 +1,100 @@
+"""What tests share: the moment they play at, and real processes on the tests' own database and broker."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from comparison import servers
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+Process = Callable[..., AbstractContextManager[subprocess.Popen[bytes]]]
+
+
+@pytest.fixture
+def now() -> datetime:
+    """The moment of the test. Nothing is frozen: whoever needs a clock is given this one."""
+    return NOW
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip on SQLite what is marked as PostgreSQL's."""
+    if connection.vendor != "postgresql":
+        for item in items:
+            if item.get_closest_marker("postgres"):
+                item.add_marker(pytest.mark.skip(reason="shows what only PostgreSQL can do"))
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[str]:
+    """The URL of a real server of the Redis protocol."""
+    if url := os.environ.get("TEST_REDIS_URL"):
+        yield url
+    else:
+        with servers.valkey() as url:
+            yield url
+
+
+def database_url() -> str:
+    """The tests' database as DATABASE_URL names it, for other processes."""
+    name = str(connection.settings_dict["NAME"])
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{name}"
+    return urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{name}").geturl()
+
+
+@pytest.fixture
+def environment(transactional_db: None) -> Mapping[str, str]:
+    """What a process of the project needs to work on the tests' database, with no broker that answers."""
+    return {
+        "DJANGO_SETTINGS_MODULE": "project.settings",
+        "DATABASE_URL": database_url(),
+        "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
+    }
+
+
+ManagePy = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def manage_py(environment: Mapping[str, str]) -> ManagePy:
+    """``manage.py`` as cron runs it: a process of its own; answers with its exit code and output."""
+
+    def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=settings.BASE_DIR,
+            env={**os.environ, **environment, **extra},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def celery(environment: Mapping[str, str], broker: str, tmp_path: Path) -> Process:
+    """``celery -A project ARGUMENTS``, a real process on the tests' database and broker, as a context manager."""
+    import redis
+
+    redis.Redis.from_url(broker).flushdb()
+
+    def start(role: str, *arguments: str, **extra: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        return servers.process(
+            *("-m", "celery", "-A", "project", role, "--loglevel=INFO", *arguments),
+            env={**environment, "CELERY_BROKER_URL": broker, **extra},
+            log=tmp_path / f"{role}.log",
+        )
+
+    return start
