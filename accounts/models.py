@@ -4,12 +4,13 @@ Nothing here changes an account; the verbs that do are in ``accounts.services``.
 """
 
 from datetime import datetime, timedelta
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.db import models
 from django.db.models import Q
+from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -90,18 +91,24 @@ class ExpiryRun(models.Model):
         return f"run {self.pk} by {self.path}, {self.status}"
 
 
-class TrialEndField(models.DateTimeField):
+if TYPE_CHECKING:
+    DateTimeField = models.DateTimeField[str | datetime | Combinable | None, datetime]
+else:
+    DateTimeField = models.DateTimeField
+
+
+class TrialEndField(DateTimeField):
     """A moment that, when not given, is ``created`` plus ``TRIAL_DAYS`` from then on.
 
     A field's ``pre_save`` serves ``bulk_create`` as well, which a model's ``save()`` would not.
     """
 
-    def pre_save(self, model_instance: models.Model, add: bool) -> datetime:
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
         """Fill in the end of the trial where it is missing."""
-        assert isinstance(model_instance, Account)
-        if model_instance.trial_ends_at is None:
-            model_instance.trial_ends_at = model_instance.created + timedelta(days=settings.TRIAL_DAYS)
-        return model_instance.trial_ends_at
+        account = cast("Account", model_instance)
+        if getattr(account, self.attname) is None:
+            setattr(account, self.attname, account.created + timedelta(days=settings.TRIAL_DAYS))
+        return super().pre_save(model_instance, add)
 
 
 class AccountQuerySet(models.QuerySet["Account"]):
@@ -146,7 +153,7 @@ class Account(models.Model):
     created = models.DateTimeField(default=timezone.now)
     trial_ends_at = TrialEndField(
         blank=True,
-        help_text="Left empty: TRIAL_DAYS after the account was created. A later change of TRIAL_DAYS does not move it.",
+        help_text="Left empty: TRIAL_DAYS after creation. A later change of TRIAL_DAYS does not move it.",
     )
     trial_expired_at = models.DateTimeField(
         null=True, blank=True, editable=False, help_text="As of when a run moved the account to trial expired."

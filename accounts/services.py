@@ -139,9 +139,7 @@ def mark_dead_runs_interrupted() -> int:
 
     Their accounts need no repair: what they expired is counted, and what they left is due for whoever runs next.
     """
-    return ExpiryRun.objects.filter(
-        status=ExpiryRun.Status.RUNNING, heartbeat__lt=Now() - Value(SILENT_FOR)
-    ).update(
+    return ExpiryRun.objects.filter(status=ExpiryRun.Status.RUNNING, heartbeat__lt=Now() - Value(SILENT_FOR)).update(
         status=ExpiryRun.Status.INTERRUPTED,
         finished=F("heartbeat"),
         error="Died, or lost its last message, before every slice was done. The next run takes what it left.",
@@ -197,6 +195,11 @@ LOCK_NOT_AVAILABLE = "55P03"
 TRY_AGAIN = {"40P01", "40001"}  # deadlock detected, serialization failure
 ATTEMPTS = 5
 
+# How long a slice waits for a lock. For a busy row less than PostgreSQL's deadlock_timeout (1 s), so that a payment is
+# not made the victim of a deadlock with us; after that the slice goes on without the row, and waits only for the table.
+ROW_LOCK_TIMEOUT = "200ms"
+TABLE_LOCK_TIMEOUT = "5s"
+
 
 def expire_slice(*, run: ExpiryRun, part: Slice) -> int:
     """Expire the accounts of one slice that are still due, in one short transaction; returns how many.
@@ -226,10 +229,9 @@ def _expire_slice(run: ExpiryRun, part: Slice, *, skip_locked: bool) -> int:
     with transaction.atomic(durable=True):
         started = time.monotonic()
         if connection.vendor == "postgresql":
-            # The first try waits for a busy row for less than deadlock_timeout (1 s), so that a payment is never the
-            # victim of a deadlock with us. The second waits for no row, only for a busy table.
+            lock_timeout = TABLE_LOCK_TIMEOUT if skip_locked else ROW_LOCK_TIMEOUT
             with connection.cursor() as cursor:
-                cursor.execute("SELECT set_config('lock_timeout', %s, true)", ["5s" if skip_locked else "200ms"])
+                cursor.execute("SELECT set_config('lock_timeout', %s, true)", [lock_timeout])
         due = Account.objects.due(run.as_of).filter(pk__gt=part.after, pk__lte=part.upto)
         if skip_locked:  # 2.8 times the work, so only where it is needed
             due = Account.objects.filter(pk__in=due.select_for_update(skip_locked=True).values("pk"))
@@ -257,6 +259,8 @@ def fail_run(*, run_id: int, error: BaseException) -> None:
     Does not raise: where the database cannot be told, the log is, and a later run will mark this one interrupted.
     """
     try:
+        if not connection.in_atomic_block and not connection.is_usable():
+            connection.close()  # it may be what failed the run; the next statement opens another
         _close_run(run_id, ExpiryRun.Status.FAILED, f"{type(error).__name__}: {error}".strip())
     except Error:
         logger.exception("fail_run run=%s could not be recorded", run_id)

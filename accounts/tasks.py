@@ -1,6 +1,7 @@
 """Celery's face of the services. A task reads the clock, calls one service, and says what to retry; nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from celery import Task, chord, shared_task
 from django.db import InterfaceError, OperationalError
@@ -10,21 +11,40 @@ from accounts import services
 from accounts.models import ExpiryRun
 from accounts.services import Slice
 
-# A database that is away for a moment: five more tries, after about 1, 2, 4, 8 and 16 seconds, jittered so that
-# the workers do not come back all at once. Then the task fails, and the next tick is the next try.
-RETRY = {
-    "autoretry_for": (OperationalError, InterfaceError),
-    "max_retries": 5,
-    "retry_backoff": True,
-    "retry_backoff_max": 60,
-    "retry_jitter": True,
-}
+if TYPE_CHECKING:
+    AnyTask = Task[..., Any]
+else:
+    AnyTask = Task
 
 
-@shared_task(name="accounts.expire_trials", bind=True, ignore_result=True, **RETRY)
-def expire_trials(
-    self: Task, *, batch_size: int = services.BATCH_SIZE, max_accounts: int | None = None
-) -> None:
+class RetriedTask(AnyTask):
+    """A task that tries again when the database is away for a moment.
+
+    Five times, after about 1, 2, 4, 8 and 16 seconds, with jitter so that the workers do not come back all at once.
+    Then it fails, loudly; the next tick is the next try.
+    """
+
+    autoretry_for = (OperationalError, InterfaceError)
+    max_retries = 5
+    retry_backoff = True
+    retry_backoff_max = 60
+    retry_jitter = True
+
+
+class PartOfARun(RetriedTask):
+    """A task whose failure, when it has no retries left, fails the run it belongs to. The run's other slices go on."""
+
+    # Acknowledged when done, and handed out again when its process dies: a slice is short and may run twice.
+    acks_late = True
+    reject_on_worker_lost = True
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Mapping[str, Any], einfo: object) -> None:
+        """Write the error into the ledger."""
+        services.fail_run(run_id=kwargs["run_id"], error=exc)
+
+
+@shared_task(name="accounts.expire_trials", base=RetriedTask, bind=True, ignore_result=True)
+def expire_trials(self: RetriedTask, *, batch_size: int = services.BATCH_SIZE, max_accounts: int | None = None) -> None:
     """Expire every due trial; many of them spread over the workers. See ``services.expire_trials``."""
     services.expire_trials(
         path=ExpiryRun.Path.CELERY,
@@ -47,25 +67,13 @@ def spread(run: ExpiryRun, slices: Sequence[Slice]) -> None:
         ).delay()
 
 
-class PartOfARun(Task):
-    """A task that, failing for good, fails the run it belongs to. The run's other slices go on."""
-
-    def on_failure(self, exc: Exception, task_id: str, args: tuple[()], kwargs: dict[str, int], einfo: object) -> None:
-        """Write the error into the ledger."""
-        services.fail_run(run_id=kwargs["run_id"], error=exc)
-
-
-# Acknowledged when done, and handed out again when its process dies: a slice is short and may run twice.
-REDELIVERED = {"acks_late": True, "reject_on_worker_lost": True}
-
-
-@shared_task(name="accounts.expire_slice", base=PartOfARun, **REDELIVERED, **RETRY)
+@shared_task(name="accounts.expire_slice", base=PartOfARun)
 def expire_slice(*, run_id: int, after: int, upto: int) -> int:
     """Expire one slice of a run; how many accounts, the result, only tells the chord that the slice is done."""
     return services.expire_slice(run=ExpiryRun.objects.get(pk=run_id), part=Slice(after=after, upto=upto))
 
 
-@shared_task(name="accounts.finish_run", base=PartOfARun, ignore_result=True, **REDELIVERED, **RETRY)
+@shared_task(name="accounts.finish_run", base=PartOfARun, ignore_result=True)
 def finish_run(*, run_id: int) -> None:
     """Close a run whose slices are all done."""
     services.finish_run(run_id=run_id)

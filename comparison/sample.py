@@ -30,26 +30,25 @@ def put_sample(*, size: int, seed: int, now: datetime) -> None:
     hour after it, and two runs within that hour find the same accounts due.
     """
     rng = random.Random(seed)  # noqa: S311 (a sample, not a secret)
-    limit = timedelta(days=settings.TRIAL_DAYS + settings.TRIAL_GRACE_DAYS)
+    trial, grace = timedelta(days=settings.TRIAL_DAYS), timedelta(days=settings.TRIAL_GRACE_DAYS)
     users, accounts = [], []
     for number in range(1, size + 1):
         first, last = rng.choice(FIRST_NAMES), rng.choice(LAST_NAMES)
         status = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
         created = now - timedelta(hours=rng.randrange(1, OLDEST * 24))
-        trial_ends_at = None
+        extension = timedelta(0)
         if number % 100 == 0:
-            status, created = Account.TRIALING, now - limit
+            status, created = Account.TRIALING, now - grace - trial
         elif status == Account.TRIALING and rng.random() < 0.1:
-            trial_ends_at = created + timedelta(days=settings.TRIAL_DAYS, weeks=rng.randint(1, 8))
-        elif status == Account.TRIAL_EXPIRED:
-            created = min(created, now - limit - timedelta(hours=1))  # expired before there was a ledger
+            extension = timedelta(weeks=rng.randint(1, 8))
+        elif status == Account.TRIAL_EXPIRED:  # before there was a ledger
+            created = min(created, now - grace - trial - timedelta(hours=1))
         email = f"{first}.{last}.{number}@example.com".lower()
         users.append(
             User(pk=number, username=email, email=email, first_name=first, last_name=last, date_joined=created)
         )
-        accounts.append(
-            Account(pk=number, user_id=number, status=status, created=created, trial_ends_at=trial_ends_at)
-        )
+        trial_ends_at = created + trial + extension
+        accounts.append(Account(pk=number, user_id=number, status=status, created=created, trial_ends_at=trial_ends_at))
     with transaction.atomic():
         Account.objects.all().delete()
         User.objects.filter(is_superuser=False).delete()

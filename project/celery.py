@@ -5,6 +5,8 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import beat_init, worker_init
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
@@ -21,9 +23,6 @@ def refuse_to_start_misconfigured(**_: Any) -> None:
     Raises:
         SystemExit: naming every setting that is wrong.
     """
-    from django.core.management import call_command
-    from django.core.management.base import SystemCheckError
-
     try:
         call_command("check", tags=["accounts"])
     except SystemCheckError as error:

@@ -42,7 +42,9 @@ def required_in_production(name: str, why: str) -> None:
 
 DEBUG = read(env.bool, "DJANGO_DEBUG", True)
 
-required_in_production("DJANGO_SECRET_KEY", "Generate one: python -c 'import secrets; print(secrets.token_urlsafe(50))'")
+required_in_production(
+    "DJANGO_SECRET_KEY", "Generate one: python -c 'import secrets; print(secrets.token_urlsafe(50))'"
+)
 SECRET_KEY = read(env.str, "DJANGO_SECRET_KEY", "development-only-and-refused-in-production-change-me")
 if not DEBUG and (len(SECRET_KEY) < 50 or "change-me" in SECRET_KEY):
     raise ImproperlyConfigured(
@@ -54,7 +56,7 @@ required_in_production("DJANGO_ALLOWED_HOSTS", "List the host names this site an
 ALLOWED_HOSTS = read(env.list, "DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 if not DEBUG and "*" in ALLOWED_HOSTS:
     raise ImproperlyConfigured("DJANGO_ALLOWED_HOSTS is '*', which lets anybody forge links. List the host names.")
-CSRF_TRUSTED_ORIGINS = read(env.list, "DJANGO_CSRF_TRUSTED_ORIGINS", [])
+CSRF_TRUSTED_ORIGINS: list[str] = read(env.list, "DJANGO_CSRF_TRUSTED_ORIGINS", [])
 
 # --- The rule ---
 

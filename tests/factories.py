@@ -2,25 +2,26 @@
 
 from datetime import datetime, timedelta
 
-import factory
 from django.conf import settings
+from factory.declarations import LazyAttribute, Sequence, SubFactory
+from factory.django import DjangoModelFactory
 
 from accounts.models import Account, User
 
 
-class UserFactory(factory.django.DjangoModelFactory[User]):
+class UserFactory(DjangoModelFactory[User]):
     class Meta:
         model = User
 
-    username = factory.Sequence(lambda number: f"user{number}")
-    email = factory.LazyAttribute(lambda user: f"{user.username}@example.com")
+    username = Sequence(lambda number: f"user{number}")
+    email = LazyAttribute(lambda user: f"{user.username}@example.com")
 
 
-class AccountFactory(factory.django.DjangoModelFactory[Account]):
+class AccountFactory(DjangoModelFactory[Account]):
     class Meta:
         model = Account
 
-    user = factory.SubFactory(UserFactory)
+    user = SubFactory(UserFactory)
     status = Account.TRIALING
 
 

@@ -27,7 +27,7 @@ from comparison.sample import put_sample
 DATABASE = settings.BASE_DIR / "demo.sqlite3"
 DATABASE_URL = f"sqlite:///{DATABASE}"
 BATCH_SIZE = 250
-LOGIN, PASSWORD = "admin", "demo"  # noqa: S105 (of a sample on this machine)
+LOGIN, PASSWORD = "admin", "demo"
 
 
 class Command(BaseCommand):
@@ -146,7 +146,9 @@ def run_celery(logs: Path) -> None:
 
 def expired_accounts() -> set[int]:
     """The keys of the accounts that a run has expired."""
-    return set(Account.objects.filter(status=Account.TRIAL_EXPIRED, expiry_run__isnull=False).values_list("pk", flat=True))
+    return set(
+        Account.objects.filter(status=Account.TRIAL_EXPIRED, expiry_run__isnull=False).values_list("pk", flat=True)
+    )
 
 
 def status_table() -> Table:

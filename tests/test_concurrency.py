@@ -1,0 +1,268 @@
+"""Runs beside payments, locks, deadlocks and each other, with real connections to a real PostgreSQL."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import DatabaseError, connection
+from django.db.models import Sum
+
+from accounts import services
+from accounts.models import Account, ExpiryRun
+from comparison.servers import wait_for
+from tests.factories import AccountFactory, make_accounts
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgres]
+
+Sql = psycopg.Connection[tuple[Any, ...]]
+
+
+@pytest.fixture
+def other() -> Iterator[Sql]:
+    """A second connection to the tests' database, in a transaction that is rolled back unless it commits."""
+    with psycopg.connect(**connection.get_connection_params()) as second:
+        yield second
+        second.rollback()
+
+
+@contextmanager
+def meanwhile(action: Callable[[], Any]) -> Iterator[list[Any]]:
+    """Run ``action`` in a thread with a connection of its own; its result is in the list after the block."""
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            result.append(action())
+        except Exception as error:
+            result.append(error)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield result
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def wait_until_blocked(query: str) -> None:
+    """Wait until a statement that begins with ``query`` waits for somebody's lock."""
+
+    def blocked() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s", [f"{query}%"]
+            )
+            return cursor.fetchone() is not None
+
+    wait_for(f"{query} to be blocked", blocked)
+
+
+@contextmanager
+def trigger_on_update(account: Account, body: str) -> Iterator[None]:
+    """Run ``body`` in the database whenever that account is updated."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE FUNCTION trap() RETURNS trigger AS $$ BEGIN {body} RETURN NEW; END $$ LANGUAGE plpgsql")
+        cursor.execute(
+            "CREATE TRIGGER trap BEFORE UPDATE ON accounts_account "
+            f"FOR EACH ROW WHEN (NEW.id = {account.pk}) EXECUTE FUNCTION trap()"
+        )
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION trap CASCADE")
+
+
+def expire(now: datetime, **options: Any) -> ExpiryRun:
+    return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now, **options)
+
+
+def overdue(now: datetime) -> Account:
+    return AccountFactory(created=now - timedelta(days=90))
+
+
+def assert_ledger_is_true() -> None:
+    counted = ExpiryRun.objects.aggregate(total=Sum("expired_count"))["total"]
+    assert counted == Account.objects.filter(expiry_run__isnull=False).count()
+
+
+def test_several_runs_at_once_expire_every_account_exactly_once(now: datetime) -> None:
+    make_accounts(500, ended=timedelta(days=10), now=now)
+    start = threading.Barrier(4)
+
+    def run(batch_size: int) -> ExpiryRun:
+        start.wait()
+        return expire(now, batch_size=batch_size)
+
+    with meanwhile(lambda: run(7)) as a, meanwhile(lambda: run(50)) as b, meanwhile(lambda: run(500)) as c:
+        d = [run(13)]
+
+    statuses = {finished.status for finished in (*a, *b, *c, *d)}
+    assert statuses == {ExpiryRun.Status.SUCCEEDED}
+    assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 500
+    assert ExpiryRun.objects.aggregate(total=Sum("expired_count"))["total"] == 500
+
+
+def test_a_payment_under_way_when_its_slice_comes_is_not_expired(
+    now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "ROW_LOCK_TIMEOUT", "20s")
+    account = overdue(now)
+    other.execute("UPDATE accounts_account SET status = 'active' WHERE id = %s", [account.pk])
+
+    with meanwhile(lambda: expire(now)) as run:
+        wait_until_blocked('UPDATE "accounts_account"')
+        other.commit()
+
+    account.refresh_from_db()
+    assert (account.status, account.expiry_run) == (Account.ACTIVE, None)
+    assert (run[0].status, run[0].expired_count) == (ExpiryRun.Status.SUCCEEDED, 0)
+
+
+def test_a_payment_that_comes_while_its_slice_is_under_way_waits_for_it_and_wins(
+    now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "ROW_LOCK_TIMEOUT", "20s")
+    account = overdue(now)
+    # Sitting on the run's row keeps the slice from committing, after it has updated the account.
+    run = expire(now - timedelta(days=365))
+    ExpiryRun.objects.update(status=ExpiryRun.Status.RUNNING, finished=None, as_of=now)
+    run.refresh_from_db()
+    slices, _ = services.plan_slices(Account.objects.due(now), batch_size=10)
+    other.execute("SELECT FROM accounts_expiryrun FOR UPDATE")
+
+    with meanwhile(lambda: services.expire_slice(run=run, part=slices[0])) as expired:
+        wait_until_blocked('UPDATE "accounts_expiryrun"')
+        with meanwhile(lambda: services.activate(account_id=account.pk)) as paid:
+            wait_until_blocked('UPDATE "accounts_account"')
+            other.commit()
+
+    account.refresh_from_db()
+    assert (expired, paid) == ([1], [True])
+    assert (account.status, account.expiry_run) == (Account.ACTIVE, run)
+    assert_ledger_is_true()
+
+
+def test_whoever_sits_on_a_due_account_delays_only_that_account(now: datetime, other: Sql) -> None:
+    make_accounts(5, ended=timedelta(days=10), now=now)
+    held = Account.objects.order_by("pk")[2]
+    other.execute("SELECT FROM accounts_account WHERE id = %s FOR UPDATE", [held.pk])
+
+    run = expire(now)
+
+    assert (run.status, run.due_count, run.expired_count) == (ExpiryRun.Status.SUCCEEDED, 5, 4)
+    assert list(Account.objects.due(now)) == [held]
+    other.rollback()
+    assert expire(now).expired_count == 1
+    assert_ledger_is_true()
+
+
+def test_a_table_locked_for_long_fails_the_run_within_bounded_time(
+    now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "TABLE_LOCK_TIMEOUT", "300ms")
+    account = overdue(now)
+
+    def lock_the_table(run: ExpiryRun, slices: Any) -> None:
+        other.execute("LOCK TABLE accounts_account IN SHARE ROW EXCLUSIVE MODE")
+        services.in_turn(run, slices)
+
+    with pytest.raises(DatabaseError, match="lock timeout"):
+        expire(now, run_slices=lock_the_table)
+
+    assert ExpiryRun.objects.get().status == ExpiryRun.Status.FAILED
+    other.rollback()
+    assert expire(now).expired_count == 1
+    account.refresh_from_db()
+    assert account.status == Account.TRIAL_EXPIRED
+
+
+def test_a_deadlock_is_tried_again(now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "ROW_LOCK_TIMEOUT", "20s")
+    first, second = overdue(now), overdue(now)
+    other.execute("SET deadlock_timeout = '20s'")  # so that ours is the one that is cancelled
+    other.execute("SELECT FROM accounts_account WHERE id = %s FOR UPDATE", [second.pk])
+
+    with meanwhile(lambda: expire(now)) as run:
+        wait_until_blocked('UPDATE "accounts_account"')
+        other.execute("UPDATE accounts_account SET created = created WHERE id = %s", [first.pk])
+        other.commit()
+
+    assert (run[0].status, run[0].expired_count) == (ExpiryRun.Status.SUCCEEDED, 2)
+    assert_ledger_is_true()
+
+
+def test_a_serialization_failure_is_tried_again(now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "ROW_LOCK_TIMEOUT", "20s")
+    account = overdue(now)
+    other.execute("UPDATE accounts_account SET created = created WHERE id = %s", [account.pk])
+
+    def repeatable_read() -> ExpiryRun:
+        with connection.cursor() as cursor:
+            cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        return expire(now)
+
+    with meanwhile(repeatable_read) as run:
+        wait_until_blocked('UPDATE "accounts_account"')
+        other.commit()
+
+    assert (run[0].status, run[0].expired_count) == (ExpiryRun.Status.SUCCEEDED, 1)
+    assert_ledger_is_true()
+
+
+def test_what_never_stops_deadlocking_fails_the_run_after_a_few_attempts(now: datetime) -> None:
+    account = overdue(now)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SEQUENCE attempts")  # counts on through rollbacks
+
+    try:
+        deadlock = "PERFORM nextval('attempts'); RAISE EXCEPTION 'again and again' USING ERRCODE = '40P01';"
+        with trigger_on_update(account, deadlock), pytest.raises(DatabaseError, match="again and again"):
+            expire(now)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT last_value FROM attempts")
+            assert cursor.fetchone() == (services.ATTEMPTS,)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP SEQUENCE attempts")
+
+    assert ExpiryRun.objects.get().status == ExpiryRun.Status.FAILED
+
+
+def test_a_slice_that_cannot_be_expired_does_not_keep_the_others_from_it(now: datetime) -> None:
+    make_accounts(6, ended=timedelta(days=10), now=now)
+    poison = Account.objects.order_by("pk")[1]
+
+    with trigger_on_update(poison, "RAISE EXCEPTION 'not this one';"):
+        with pytest.raises(DatabaseError, match="not this one"):
+            expire(now, batch_size=2)
+
+        run = ExpiryRun.objects.get()
+        assert (run.status, run.expired_count) == (ExpiryRun.Status.FAILED, 4)
+        assert "not this one" in run.error
+        assert_ledger_is_true()
+
+    assert expire(now).expired_count == 2
+
+
+def test_a_lost_connection_ends_the_run_at_once_and_the_next_takes_the_rest(now: datetime, other: Sql) -> None:
+    make_accounts(6, ended=timedelta(days=10), now=now)
+
+    def cut_the_connection(done: int, total: int) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", cursor.fetchone())
+
+    with pytest.raises(DatabaseError):
+        expire(now, batch_size=2, run_slices=partial(services.in_turn, after_slice=cut_the_connection))
+
+    run = ExpiryRun.objects.get()
+    assert (run.status, run.expired_count) == (ExpiryRun.Status.FAILED, 2)
+    assert expire(now).expired_count == 4
+    assert_ledger_is_true()

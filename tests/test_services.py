@@ -1,0 +1,429 @@
+"""The service function by itself: rule, slices, fuse, ledger, signal; and the verbs that change one account."""
+
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+
+import pytest
+from django.db.models import Sum
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from accounts import services
+from accounts.models import Account, ExpiryRun
+from accounts.services import Slice, TooManyDue
+from tests.factories import AccountFactory, make_accounts
+
+pytestmark = pytest.mark.django_db
+
+DAY = timedelta(days=1)
+LONG_AGO = timedelta(days=90)
+
+
+def expire(now: datetime, **options: object) -> ExpiryRun:
+    return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def received() -> Iterator[list[ExpiryRun]]:
+    """The runs that ``trials_expired`` was sent for."""
+    runs: list[ExpiryRun] = []
+
+    def receive(run: ExpiryRun, **_: object) -> None:
+        runs.append(run)
+
+    services.trials_expired.connect(receive)
+    yield runs
+    services.trials_expired.disconnect(receive)
+
+
+# --- What a run does ---
+
+
+def test_a_due_account_is_expired_and_says_when_and_by_which_run(now: datetime) -> None:
+    account = AccountFactory(created=now - LONG_AGO)
+
+    run = expire(now)
+
+    account.refresh_from_db()
+    assert account.status == Account.TRIAL_EXPIRED
+    assert account.trial_expired_at == now
+    assert account.expiry_run == run
+
+
+@pytest.mark.parametrize("status", [status for status in Account.Status if status != Account.TRIALING])
+def test_an_account_in_another_status_is_never_touched(now: datetime, status: Account.Status) -> None:
+    account = AccountFactory(created=now - LONG_AGO, status=status)
+    before = Account.objects.values().get(pk=account.pk)
+
+    expire(now)
+
+    assert Account.objects.values().get(pk=account.pk) == before
+
+
+def test_an_extended_account_is_left_until_its_own_trial_end(now: datetime) -> None:
+    account = AccountFactory(created=now - LONG_AGO, trial_ends_at=now + DAY)
+
+    expire(now)
+    account.refresh_from_db()
+    assert account.status == Account.TRIALING
+
+    expire(now + 3 * DAY)
+    account.refresh_from_db()
+    assert account.status == Account.TRIAL_EXPIRED
+
+
+def test_the_ledger_says_what_happened(now: datetime) -> None:
+    make_accounts(7, ended=10 * DAY, now=now)
+
+    run = expire(now, batch_size=3, task_id="some-id")
+
+    assert run.status == ExpiryRun.Status.SUCCEEDED
+    assert (run.path, run.as_of, run.task_id, run.error) == (ExpiryRun.Path.COMMAND, now, "some-id", "")
+    assert (run.due_count, run.expired_count, run.slice_count) == (7, 7, 3)
+    assert run.longest_slice > timedelta(0)
+    assert run.finished is not None
+    assert run.started <= run.heartbeat <= run.finished
+    assert run.host
+
+
+def test_a_second_run_is_a_no_op_and_recorded(now: datetime) -> None:
+    make_accounts(5, ended=10 * DAY, now=now)
+    expire(now)
+    before = list(Account.objects.order_by("pk").values())
+
+    again = expire(now)
+
+    assert (again.status, again.due_count, again.expired_count) == (ExpiryRun.Status.SUCCEEDED, 0, 0)
+    assert list(Account.objects.order_by("pk").values()) == before
+
+
+def test_finding_nothing_takes_a_handful_of_queries(
+    now: datetime, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    with django_assert_max_num_queries(6):
+        expire(now)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 100])
+def test_slices_cover_every_due_account_once_and_are_never_larger_than_the_batch(
+    now: datetime, batch_size: int
+) -> None:
+    for number in range(8):
+        AccountFactory(created=now - LONG_AGO, status=Account.ACTIVE if number % 2 else Account.TRIALING)
+    due = Account.objects.due(now)
+
+    slices, due_count = services.plan_slices(due, batch_size=batch_size)
+
+    sizes = [due.filter(pk__gt=part.after, pk__lte=part.upto).count() for part in slices]
+    assert due_count == sum(sizes) == 4
+    assert max(sizes) <= batch_size
+    assert all(earlier.upto == later.after for earlier, later in zip(slices, slices[1:], strict=False))
+
+
+def test_an_account_created_after_the_plan_does_not_hide_one_that_was_planned(now: datetime) -> None:
+    def with_a_newcomer(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+        AccountFactory(created=now)
+        services.in_turn(run, slices)
+
+    make_accounts(3, ended=10 * DAY, now=now)
+
+    assert expire(now, run_slices=with_a_newcomer).expired_count == 3
+
+
+def test_memory_does_not_grow_with_the_number_of_accounts(now: datetime) -> None:
+    def peak() -> int:
+        tracemalloc.start()
+        expire(now, batch_size=1000)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    make_accounts(100, ended=10 * DAY, now=now)
+    peak()  # the first run ever also fills caches
+    make_accounts(100, ended=10 * DAY, now=now)
+    few = peak()
+    make_accounts(10_000, ended=10 * DAY, now=now)
+    many = peak()
+
+    assert many - few < 50_000  # bytes: five for each account would already be more
+
+
+# --- The fuse ---
+
+
+def test_the_fuse_refuses_changes_nothing_and_says_how_to_go_on(now: datetime) -> None:
+    make_accounts(3, ended=10 * DAY, now=now)
+
+    with pytest.raises(TooManyDue) as refusal:
+        expire(now, max_accounts=2)
+
+    assert str(refusal.value) == (
+        "Refused: 3 accounts are due and at most 2 may expire in one run. Nothing was changed. "
+        "If the number is right, allow it once with --max-accounts 3, or raise TRIAL_EXPIRY_MAX; "
+        "if not, look at TRIAL_DAYS, TRIAL_GRACE_DAYS and the clock."
+    )
+    run = ExpiryRun.objects.get()
+    assert (run.status, run.due_count, run.expired_count) == (ExpiryRun.Status.REFUSED, 3, 0)
+    assert run.error == str(refusal.value)
+    assert not Account.objects.filter(status=Account.TRIAL_EXPIRED).exists()
+
+
+def test_the_fuse_lets_exactly_its_limit_pass(now: datetime) -> None:
+    make_accounts(3, ended=10 * DAY, now=now)
+
+    assert expire(now, max_accounts=3).expired_count == 3
+
+
+def test_the_setting_is_the_fuse_and_an_argument_overrides_it(now: datetime, settings: Settings) -> None:
+    settings.TRIAL_EXPIRY_MAX = 2
+    make_accounts(3, ended=10 * DAY, now=now)
+
+    with pytest.raises(TooManyDue):
+        expire(now)
+
+    assert expire(now, max_accounts=3).expired_count == 3
+
+
+# --- Slices that go their own ways ---
+
+
+def test_a_slice_that_runs_twice_and_late_counts_nothing_twice(now: datetime) -> None:
+    def twice_and_late(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+        services.in_turn(run, [*slices, *reversed(slices)])
+        assert services.expire_slice(run=run, part=slices[0]) == 0
+
+    make_accounts(6, ended=10 * DAY, now=now)
+
+    assert expire(now, batch_size=2, run_slices=twice_and_late).expired_count == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (lambda account: services.activate(account_id=account.pk), Account.ACTIVE),
+        (lambda account: services.extend_trial(account_id=account.pk, days=30, now=account.created), Account.TRIALING),
+        (lambda account: services.cancel(account_id=account.pk), Account.CANCELED),
+    ],
+    ids=["pays", "is extended", "is cancelled"],
+)
+def test_an_account_that_changes_before_its_slice_is_not_expired(
+    now: datetime, change: Callable[[Account], bool], status: Account.Status
+) -> None:
+    first = AccountFactory(created=now - timedelta(days=62))
+    last = AccountFactory(created=now - timedelta(days=62))
+
+    def with_a_change_between(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+        services.expire_slice(run=run, part=slices[0])
+        assert change(last)
+        services.in_turn(run, slices[1:])
+
+    run = expire(now, batch_size=1, run_slices=with_a_change_between)
+
+    first.refresh_from_db()
+    last.refresh_from_db()
+    assert (first.status, last.status) == (Account.TRIAL_EXPIRED, status)
+    assert (run.due_count, run.expired_count, last.expiry_run) == (2, 1, None)
+
+
+def test_a_payment_after_the_slice_wins_too_and_the_account_remembers_the_run(now: datetime) -> None:
+    account = AccountFactory(created=now - LONG_AGO)
+    run = expire(now)
+
+    assert services.activate(account_id=account.pk)
+
+    account.refresh_from_db()
+    assert (account.status, account.expiry_run) == (Account.ACTIVE, run)
+    run.refresh_from_db()
+    assert run.expired_count == 1
+
+
+def test_a_run_that_fails_is_recorded_with_its_error_and_keeps_what_it_did(now: datetime) -> None:
+    def fail_after_one(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+        services.expire_slice(run=run, part=slices[0])
+        raise RuntimeError("the lights went out")
+
+    make_accounts(4, ended=10 * DAY, now=now)
+
+    with pytest.raises(RuntimeError, match="the lights went out"):
+        expire(now, batch_size=2, run_slices=fail_after_one)
+
+    run = ExpiryRun.objects.get()
+    assert (run.status, run.error, run.expired_count) == (
+        ExpiryRun.Status.FAILED,
+        "RuntimeError: the lights went out",
+        2,
+    )
+    assert run.finished is not None
+    assert expire(now).expired_count == 2
+
+
+def test_a_run_stopped_by_hand_is_recorded_as_interrupted(now: datetime) -> None:
+    def interrupt(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        expire(now, run_slices=interrupt)
+
+    assert ExpiryRun.objects.get().status == ExpiryRun.Status.INTERRUPTED
+
+
+def left_to_others(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+    """A ``run_slices`` whose slices nobody ever runs."""
+
+
+def test_a_silent_run_is_marked_interrupted_by_the_next_and_its_accounts_are_taken(now: datetime) -> None:
+    make_accounts(2, ended=10 * DAY, now=now)
+    dead = expire(now, run_slices=left_to_others)
+    ExpiryRun.objects.update(heartbeat=dead.heartbeat - services.SILENT_FOR)
+
+    assert expire(now).expired_count == 2
+
+    dead.refresh_from_db()
+    assert dead.status == ExpiryRun.Status.INTERRUPTED
+    assert dead.finished == dead.heartbeat
+    assert dead.error
+
+
+def test_a_run_that_still_gives_signs_of_life_is_left_alone(now: datetime) -> None:
+    running = expire(now, run_slices=left_to_others)
+
+    expire(now)
+
+    running.refresh_from_db()
+    assert running.status == ExpiryRun.Status.RUNNING
+
+
+def test_a_run_taken_for_dead_that_finishes_after_all_has_succeeded(now: datetime) -> None:
+    slow = expire(now, run_slices=left_to_others)
+    ExpiryRun.objects.update(heartbeat=slow.heartbeat - services.SILENT_FOR)
+    expire(now)
+
+    assert services.finish_run(run_id=slow.pk)
+
+    slow.refresh_from_db()
+    assert (slow.status, slow.error) == (ExpiryRun.Status.SUCCEEDED, "")
+
+
+# --- The signal ---
+
+
+def test_the_signal_is_sent_once_with_the_finished_run(now: datetime, received: list[ExpiryRun]) -> None:
+    make_accounts(2, ended=10 * DAY, now=now)
+
+    run = expire(now)
+    assert not services.finish_run(run_id=run.pk)  # its message delivered twice
+
+    assert received == [run]
+    assert (received[0].status, received[0].expired_count) == (ExpiryRun.Status.SUCCEEDED, 2)
+
+
+def test_a_receiver_that_raises_does_not_fail_the_run(now: datetime, caplog: pytest.LogCaptureFixture) -> None:
+    def raise_error(**_: object) -> None:
+        raise RuntimeError("mail server away")
+
+    services.trials_expired.connect(raise_error)
+    try:
+        run = expire(now)
+    finally:
+        services.trials_expired.disconnect(raise_error)
+
+    assert run.status == ExpiryRun.Status.SUCCEEDED
+    assert "mail server away" in caplog.text
+
+
+def test_a_refused_run_sends_no_signal(now: datetime, received: list[ExpiryRun]) -> None:
+    make_accounts(2, ended=10 * DAY, now=now)
+
+    with pytest.raises(TooManyDue):
+        expire(now, max_accounts=1)
+
+    assert received == []
+
+
+# --- Arguments ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"now": datetime(2026, 3, 1)}, "now must have a time zone"),  # noqa: DTZ001 (that is the point)
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"max_accounts": 0}, "max_accounts must be at least 1, got 0"),
+    ],
+    ids=["naive now", "batch size", "limit"],
+)
+def test_a_senseless_argument_is_refused_before_anything_happens(
+    now: datetime, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        services.expire_trials(path=ExpiryRun.Path.COMMAND, **{"now": now, **arguments})  # type: ignore[arg-type]
+
+    assert not ExpiryRun.objects.exists()
+
+
+# --- The verbs of one account ---
+
+CAN_START_FROM = {
+    services.activate: {Account.TRIALING, Account.TRIAL_EXPIRED},
+    services.cancel: {Account.TRIALING, Account.TRIAL_EXPIRED, Account.ACTIVE, Account.PAST_DUE},
+}
+ENDS_AS = {services.activate: Account.ACTIVE, services.cancel: Account.CANCELED}
+
+
+@pytest.mark.parametrize("status", Account.Status)
+@pytest.mark.parametrize("verb", CAN_START_FROM, ids=lambda verb: verb.__name__)
+def test_a_verb_changes_the_statuses_it_is_meant_for_and_says_so(
+    verb: Callable[..., bool], status: Account.Status
+) -> None:
+    account = AccountFactory(status=status)
+
+    changed = verb(account_id=account.pk)
+
+    account.refresh_from_db()
+    assert changed is (status in CAN_START_FROM[verb])
+    assert account.status == (ENDS_AS[verb] if changed else status)
+
+
+@pytest.mark.parametrize("status", Account.Status)
+def test_extending_concerns_trials_only(now: datetime, status: Account.Status) -> None:
+    account = AccountFactory(status=status, created=now)
+
+    extended = services.extend_trial(account_id=account.pk, days=7, now=now)
+
+    account.refresh_from_db()
+    assert extended is (status in {Account.TRIALING, Account.TRIAL_EXPIRED})
+    assert account.trial_ends_at == now + timedelta(days=67 if extended else 60)
+
+
+def test_extending_an_expired_account_brings_it_back_to_its_trial_from_today(now: datetime) -> None:
+    account = AccountFactory(created=now - LONG_AGO)
+    run = expire(now)
+
+    assert services.extend_trial(account_id=account.pk, days=14, now=now)
+
+    account.refresh_from_db()
+    assert (account.status, account.trial_ends_at) == (Account.TRIALING, now + timedelta(days=14))
+    assert (account.trial_expired_at, account.expiry_run) == (None, None)
+    run.refresh_from_db()
+    assert run.expired_count == 1  # it did happen
+
+
+@pytest.mark.parametrize("days", [0, -1])
+def test_an_extension_is_at_least_a_day(now: datetime, days: int) -> None:
+    with pytest.raises(ValueError, match=f"days must be at least 1, got {days}"):
+        services.extend_trial(account_id=AccountFactory().pk, days=days, now=now)
+
+
+def test_an_unknown_account_is_not_changed(now: datetime) -> None:
+    assert not services.activate(account_id=1)
+    assert not services.cancel(account_id=1)
+    assert not services.extend_trial(account_id=1, days=1, now=now)
+
+
+def test_the_sum_of_the_ledger_is_the_number_of_accounts_that_runs_expired(now: datetime) -> None:
+    for day in range(5):
+        make_accounts(3, ended=timedelta(days=2 - day), now=now)
+        expire(now + day * DAY, batch_size=2)
+
+    total = ExpiryRun.objects.aggregate(Sum("expired_count"))["expired_count__sum"]
+    assert total == Account.objects.filter(expiry_run__isnull=False).count() == 15
