@@ -6,14 +6,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import redis
+from celery.result import AsyncResult
 from django.conf import settings
 from django.db import connection
 
 from comparison import servers
+from project.celery import app
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -83,16 +88,24 @@ def manage_py(environment: Mapping[str, str]) -> ManagePy:
     return run
 
 
+Send = Callable[..., AsyncResult[Any]]
+
+
+@pytest.fixture
+def send(broker: str) -> Iterator[Send]:
+    """Send a task, by its name, to the tests' broker."""
+    with app.connection_for_write(broker) as to_the_broker:
+        yield partial(app.send_task, connection=to_the_broker, ignore_result=True)
+
+
 @pytest.fixture
 def celery(environment: Mapping[str, str], broker: str, tmp_path: Path) -> Process:
     """``celery -A project ARGUMENTS``, a real process on the tests' database and broker, as a context manager."""
-    import redis
-
     redis.Redis.from_url(broker).flushdb()
 
     def start(role: str, *arguments: str, **extra: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
         return servers.process(
-            *("-m", "celery", "-A", "project", role, "--loglevel=INFO", *arguments),
+            *("-m", "celery", "-A", "project", role, *arguments),
             env={**environment, "CELERY_BROKER_URL": broker, **extra},
             log=tmp_path / f"{role}.log",
         )

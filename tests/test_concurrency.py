@@ -84,7 +84,7 @@ def expire(now: datetime, **options: Any) -> ExpiryRun:
 
 
 def overdue(now: datetime) -> Account:
-    return AccountFactory(created=now - timedelta(days=90))
+    return AccountFactory.create(created=now - timedelta(days=90))
 
 
 def assert_ledger_is_true() -> None:

@@ -16,28 +16,30 @@ SIXTY_ONE_DAYS = timedelta(days=61)
 
 
 def test_a_trial_ends_sixty_days_after_the_account_was_created(now: datetime) -> None:
-    assert AccountFactory(created=now).trial_ends_at == now + timedelta(days=60)
+    assert AccountFactory.create(created=now).trial_ends_at == now + timedelta(days=60)
 
 
 def test_bulk_created_accounts_get_their_trial_end_as_well(now: datetime) -> None:
-    Account.objects.bulk_create([Account(user=UserFactory(), created=now)])
+    Account.objects.bulk_create([Account(user=UserFactory.create(), created=now)])
 
     assert Account.objects.get().trial_ends_at == now + timedelta(days=60)
 
 
 def test_a_given_trial_end_is_kept(now: datetime) -> None:
-    assert AccountFactory(created=now, trial_ends_at=now + timedelta(days=5)).trial_ends_at == now + timedelta(days=5)
+    assert AccountFactory.create(created=now, trial_ends_at=now + timedelta(days=5)).trial_ends_at == now + timedelta(
+        days=5
+    )
 
 
 def test_a_changed_setting_does_not_rewrite_a_promise_already_made(now: datetime, settings: Settings) -> None:
-    account = AccountFactory(created=now)
+    account = AccountFactory.create(created=now)
     settings.TRIAL_DAYS = 6
 
     account.save()
     account.refresh_from_db()
 
     assert account.trial_ends_at == now + timedelta(days=60)
-    assert AccountFactory(created=now).trial_ends_at == now + timedelta(days=6)
+    assert AccountFactory.create(created=now).trial_ends_at == now + timedelta(days=6)
 
 
 @pytest.mark.parametrize(
@@ -46,20 +48,20 @@ def test_a_changed_setting_does_not_rewrite_a_promise_already_made(now: datetime
     ids=["just before", "exactly at", "just after"],
 )
 def test_an_account_is_due_when_it_is_older_than_sixty_one_days(now: datetime, age: timedelta, due: bool) -> None:
-    AccountFactory(created=now - age)
+    AccountFactory.create(created=now - age)
 
     assert Account.objects.due(now).exists() is due
 
 
 @pytest.mark.parametrize("status", [status for status in Account.Status if status != Account.TRIALING])
 def test_only_trialing_accounts_are_due(now: datetime, status: Account.Status) -> None:
-    AccountFactory(created=now - timedelta(days=1000), status=status)
+    AccountFactory.create(created=now - timedelta(days=1000), status=status)
 
     assert not Account.objects.due(now).exists()
 
 
 def test_grace_is_a_setting(now: datetime, settings: Settings) -> None:
-    AccountFactory(created=now - timedelta(days=60, hours=1))
+    AccountFactory.create(created=now - timedelta(days=60, hours=1))
     assert not Account.objects.due(now).exists()
 
     settings.TRIAL_GRACE_DAYS = 0
@@ -73,7 +75,7 @@ def test_every_status_is_also_a_name_on_the_account() -> None:
 
 @pytest.mark.parametrize("status", Account.Status)
 def test_the_database_knows_every_status(status: Account.Status) -> None:
-    AccountFactory(status=status)
+    AccountFactory.create(status=status)
 
 
 @pytest.mark.parametrize("status", ExpiryRun.Status)
@@ -102,7 +104,7 @@ def test_the_database_knows_every_kind_of_run(path: ExpiryRun.Path, status: Expi
 def test_the_database_refuses_what_cannot_be_true(
     model: type[models.Model], change: dict[str, object], now: datetime
 ) -> None:
-    AccountFactory()
+    AccountFactory.create()
     ExpiryRun.objects.create(path=ExpiryRun.Path.COMMAND, as_of=now)
 
     with pytest.raises(IntegrityError), transaction.atomic():
@@ -111,7 +113,7 @@ def test_the_database_refuses_what_cannot_be_true(
 
 def test_a_run_that_an_account_points_to_cannot_be_deleted(now: datetime) -> None:
     run = ExpiryRun.objects.create(path=ExpiryRun.Path.COMMAND, as_of=now)
-    AccountFactory(status=Account.TRIAL_EXPIRED, expiry_run=run, trial_expired_at=now)
+    AccountFactory.create(status=Account.TRIAL_EXPIRED, expiry_run=run, trial_expired_at=now)
 
     with pytest.raises(models.ProtectedError):
         run.delete()

@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from django.db.models import Sum
@@ -40,7 +41,7 @@ def received() -> Iterator[list[ExpiryRun]]:
 
 
 def test_a_due_account_is_expired_and_says_when_and_by_which_run(now: datetime) -> None:
-    account = AccountFactory(created=now - LONG_AGO)
+    account = AccountFactory.create(created=now - LONG_AGO)
 
     run = expire(now)
 
@@ -52,7 +53,7 @@ def test_a_due_account_is_expired_and_says_when_and_by_which_run(now: datetime) 
 
 @pytest.mark.parametrize("status", [status for status in Account.Status if status != Account.TRIALING])
 def test_an_account_in_another_status_is_never_touched(now: datetime, status: Account.Status) -> None:
-    account = AccountFactory(created=now - LONG_AGO, status=status)
+    account = AccountFactory.create(created=now - LONG_AGO, status=status)
     before = Account.objects.values().get(pk=account.pk)
 
     expire(now)
@@ -61,7 +62,7 @@ def test_an_account_in_another_status_is_never_touched(now: datetime, status: Ac
 
 
 def test_an_extended_account_is_left_until_its_own_trial_end(now: datetime) -> None:
-    account = AccountFactory(created=now - LONG_AGO, trial_ends_at=now + DAY)
+    account = AccountFactory.create(created=now - LONG_AGO, trial_ends_at=now + DAY)
 
     expire(now)
     account.refresh_from_db()
@@ -109,7 +110,7 @@ def test_slices_cover_every_due_account_once_and_are_never_larger_than_the_batch
     now: datetime, batch_size: int
 ) -> None:
     for number in range(8):
-        AccountFactory(created=now - LONG_AGO, status=Account.ACTIVE if number % 2 else Account.TRIALING)
+        AccountFactory.create(created=now - LONG_AGO, status=Account.ACTIVE if number % 2 else Account.TRIALING)
     due = Account.objects.due(now)
 
     slices, due_count = services.plan_slices(due, batch_size=batch_size)
@@ -117,12 +118,12 @@ def test_slices_cover_every_due_account_once_and_are_never_larger_than_the_batch
     sizes = [due.filter(pk__gt=part.after, pk__lte=part.upto).count() for part in slices]
     assert due_count == sum(sizes) == 4
     assert max(sizes) <= batch_size
-    assert all(earlier.upto == later.after for earlier, later in zip(slices, slices[1:], strict=False))
+    assert all(earlier.upto == later.after for earlier, later in pairwise(slices))
 
 
 def test_an_account_created_after_the_plan_does_not_hide_one_that_was_planned(now: datetime) -> None:
     def with_a_newcomer(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        AccountFactory(created=now)
+        AccountFactory.create(created=now)
         services.in_turn(run, slices)
 
     make_accounts(3, ended=10 * DAY, now=now)
@@ -209,8 +210,8 @@ def test_a_slice_that_runs_twice_and_late_counts_nothing_twice(now: datetime) ->
 def test_an_account_that_changes_before_its_slice_is_not_expired(
     now: datetime, change: Callable[[Account], bool], status: Account.Status
 ) -> None:
-    first = AccountFactory(created=now - timedelta(days=62))
-    last = AccountFactory(created=now - timedelta(days=62))
+    first = AccountFactory.create(created=now - timedelta(days=62))
+    last = AccountFactory.create(created=now - timedelta(days=62))
 
     def with_a_change_between(run: ExpiryRun, slices: Sequence[Slice]) -> None:
         services.expire_slice(run=run, part=slices[0])
@@ -226,7 +227,7 @@ def test_an_account_that_changes_before_its_slice_is_not_expired(
 
 
 def test_a_payment_after_the_slice_wins_too_and_the_account_remembers_the_run(now: datetime) -> None:
-    account = AccountFactory(created=now - LONG_AGO)
+    account = AccountFactory.create(created=now - LONG_AGO)
     run = expire(now)
 
     assert services.activate(account_id=account.pk)
@@ -375,7 +376,7 @@ ENDS_AS = {services.activate: Account.ACTIVE, services.cancel: Account.CANCELED}
 def test_a_verb_changes_the_statuses_it_is_meant_for_and_says_so(
     verb: Callable[..., bool], status: Account.Status
 ) -> None:
-    account = AccountFactory(status=status)
+    account = AccountFactory.create(status=status)
 
     changed = verb(account_id=account.pk)
 
@@ -386,7 +387,7 @@ def test_a_verb_changes_the_statuses_it_is_meant_for_and_says_so(
 
 @pytest.mark.parametrize("status", Account.Status)
 def test_extending_concerns_trials_only(now: datetime, status: Account.Status) -> None:
-    account = AccountFactory(status=status, created=now)
+    account = AccountFactory.create(status=status, created=now)
 
     extended = services.extend_trial(account_id=account.pk, days=7, now=now)
 
@@ -396,7 +397,7 @@ def test_extending_concerns_trials_only(now: datetime, status: Account.Status) -
 
 
 def test_extending_an_expired_account_brings_it_back_to_its_trial_from_today(now: datetime) -> None:
-    account = AccountFactory(created=now - LONG_AGO)
+    account = AccountFactory.create(created=now - LONG_AGO)
     run = expire(now)
 
     assert services.extend_trial(account_id=account.pk, days=14, now=now)
@@ -411,7 +412,7 @@ def test_extending_an_expired_account_brings_it_back_to_its_trial_from_today(now
 @pytest.mark.parametrize("days", [0, -1])
 def test_an_extension_is_at_least_a_day(now: datetime, days: int) -> None:
     with pytest.raises(ValueError, match=f"days must be at least 1, got {days}"):
-        services.extend_trial(account_id=AccountFactory().pk, days=days, now=now)
+        services.extend_trial(account_id=AccountFactory.create().pk, days=days, now=now)
 
 
 def test_an_unknown_account_is_not_changed(now: datetime) -> None:

@@ -3,8 +3,10 @@
 import pkgutil
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from math import inf
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, OperationalError, connection
 from django.db.migrations.recorder import MigrationRecorder
@@ -70,8 +72,8 @@ class Command(BaseCommand):
         for option, number in (("--batch-size", batch_size), ("--max-accounts", max_accounts)):
             if number is not None and number < 1:
                 raise CommandError(f"{option} must be at least 1, not {number}.", returncode=BAD_INPUT)
-        if if_stale is not None and not if_stale > 0:
-            raise CommandError(f"--if-stale must be more than 0 hours, not {if_stale:g}.", returncode=BAD_INPUT)
+        if if_stale is not None and not 0 < if_stale < inf:
+            raise CommandError(f"--if-stale must be a number of hours above 0, not {if_stale:g}.", returncode=BAD_INPUT)
         self.verbosity = verbosity
 
         try:
@@ -81,7 +83,7 @@ class Command(BaseCommand):
                 return
             self.say("Search for old trial accounts...")
             if dry_run:
-                self.say(f"Would expire {Account.objects.due(now).count()} trial(s)")
+                self.say_what_would_happen(now, limit=max_accounts or settings.TRIAL_EXPIRY_MAX)
                 return
             run = services.expire_trials(
                 path=ExpiryRun.Path.COMMAND,
@@ -108,6 +110,12 @@ class Command(BaseCommand):
     def say(self, line: str, *, verbosity: int = 1) -> None:
         if self.verbosity >= verbosity:
             self.stdout.write(line)
+
+    def say_what_would_happen(self, now: datetime, *, limit: int | None) -> None:
+        due = Account.objects.due(now).count()
+        self.say(f"Would expire {due} trial(s)")
+        if limit is not None and due > limit:
+            self.say(f"Would be refused: at most {limit} may expire in one run.")
 
     def run_slices(self, run: ExpiryRun, slices: Sequence[Slice]) -> None:
         services.in_turn(run, slices, after_slice=self.show_progress)
@@ -140,6 +148,12 @@ def read_as_of(value: str | datetime | None, *, clock: datetime, dry_run: bool) 
         raise CommandError(
             f"--as-of {value} lies in the future. Add --dry-run to see who would expire by then.", returncode=BAD_INPUT
         )
+    try:
+        moment - timedelta(days=settings.TRIAL_GRACE_DAYS)
+    except OverflowError:
+        raise CommandError(
+            f"--as-of {value} is too far in the past to subtract the days of grace.", returncode=BAD_INPUT
+        ) from None
     return moment
 
 
@@ -161,5 +175,7 @@ def explain(error: Error) -> str:
     """One line that says what the database did, and what to do next."""
     reason = " ".join(str(error).split())
     if isinstance(error, OperationalError) and connection.connection is None:
-        return f"The database {connection.settings_dict['NAME']} does not answer: {reason}. Check DATABASE_URL."
+        place = "{NAME} at {HOST} port {PORT}" if connection.settings_dict["HOST"] else "{NAME}"
+        database = place.format(**connection.settings_dict)
+        return f"The database {database} does not answer ({reason}). Is it up, and is DATABASE_URL right?"
     return f"The run failed: {reason}. What it expired stays expired; the next run takes the rest."

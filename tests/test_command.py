@@ -1,0 +1,322 @@
+"""``./manage.py expire_trials``: its words, its options, its exit codes, and that it needs no broker."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
+from django.utils import timezone
+from pytest_django import Settings
+
+from accounts import services
+from accounts.management.commands.expire_trials import Command
+from accounts.models import Account, ExpiryRun
+from comparison.servers import wait_for
+from tests.conftest import ManagePy
+from tests.factories import AccountFactory, make_accounts
+
+pytestmark = pytest.mark.django_db
+
+DAY = timedelta(days=1)
+
+
+def run(*arguments: str, **options: Any) -> str:
+    """What the command prints."""
+    output = StringIO()
+    call_command("expire_trials", *arguments, stdout=output, **options)
+    return output.getvalue()
+
+
+def accounts_due_by_the_real_clock(count: int) -> None:
+    make_accounts(count, ended=10 * DAY, now=timezone.now())
+
+
+# --- What it prints ---
+
+
+def test_it_prints_the_two_lines_of_the_original() -> None:
+    accounts_due_by_the_real_clock(3)
+
+    assert run() == "Search for old trial accounts...\nExpired 3 trial(s)\n"
+
+
+def test_handle_works_without_any_option() -> None:
+    accounts_due_by_the_real_clock(1)
+    output = StringIO()
+
+    Command(stdout=output).handle()
+
+    assert output.getvalue() == "Search for old trial accounts...\nExpired 1 trial(s)\n"
+    assert ExpiryRun.objects.get().path == ExpiryRun.Path.COMMAND
+
+
+def test_it_is_silent_when_told_to_be() -> None:
+    assert run(verbosity=0) == ""
+
+
+def test_it_tells_more_when_asked_to() -> None:
+    accounts_due_by_the_real_clock(3)
+
+    last_line = run("--batch-size=2", verbosity=2).splitlines()[-1]
+
+    assert last_line.startswith(f"Run {ExpiryRun.objects.get().pk}: 3 due as of ")
+    assert "2 slice(s), the longest 0.0" in last_line
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "progress"), [(2, "\r1 of 2 slices\r2 of 2 slices\n"), (4, "")], ids=["two slices", "one slice"]
+)
+def test_progress_is_shown_on_a_terminal_when_there_is_more_than_one_slice(batch_size: int, progress: str) -> None:
+    accounts_due_by_the_real_clock(4)
+    output = Terminal()
+
+    Command(stdout=output).handle(batch_size=batch_size)
+
+    assert output.getvalue() == f"Search for old trial accounts...\n{progress}Expired 4 trial(s)\n"
+
+
+# --- Options ---
+
+
+def test_a_dry_run_counts_and_writes_nothing() -> None:
+    accounts_due_by_the_real_clock(2)
+
+    assert run("--dry-run") == "Search for old trial accounts...\nWould expire 2 trial(s)\n"
+
+    assert not ExpiryRun.objects.exists()
+    assert not Account.objects.filter(status=Account.TRIAL_EXPIRED).exists()
+
+
+def test_a_dry_run_tells_who_would_expire_by_a_moment_in_the_future() -> None:
+    AccountFactory.create(created=timezone.now())
+
+    soon, later = (timezone.now() + timedelta(days=days) for days in (60, 62))
+
+    assert run("--dry-run", f"--as-of={soon.isoformat()}").endswith("Would expire 0 trial(s)\n")
+    assert run("--dry-run", f"--as-of={later.isoformat()}").endswith("Would expire 1 trial(s)\n")
+
+
+def test_a_dry_run_says_when_the_fuse_would_refuse(settings: Settings) -> None:
+    settings.TRIAL_EXPIRY_MAX = 1
+    accounts_due_by_the_real_clock(2)
+
+    assert run("--dry-run").endswith("Would be refused: at most 1 may expire in one run.\n")
+    assert run("--dry-run", "--max-accounts=2").endswith("Would expire 2 trial(s)\n")
+
+
+def test_the_rule_is_applied_to_the_moment_given(now: datetime) -> None:
+    AccountFactory.create(created=now - timedelta(days=61))
+
+    assert run("--as-of=2026-03-01T12:00:00Z").endswith("Expired 0 trial(s)\n")
+    assert run("--as-of=2026-03-01T13:00:00.000001+01:00").endswith("Expired 1 trial(s)\n")
+
+
+def test_the_batch_size_sets_the_number_of_slices() -> None:
+    accounts_due_by_the_real_clock(5)
+
+    run("--batch-size=2")
+
+    assert ExpiryRun.objects.get().slice_count == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "age", "works"),
+    [
+        (ExpiryRun.Status.SUCCEEDED, timedelta(minutes=119), False),
+        (ExpiryRun.Status.SUCCEEDED, timedelta(minutes=121), True),
+        (ExpiryRun.Status.FAILED, timedelta(minutes=1), True),
+        (ExpiryRun.Status.REFUSED, timedelta(minutes=1), True),
+    ],
+)
+def test_if_stale_works_only_when_no_run_succeeded_within_that_time(
+    status: ExpiryRun.Status, age: timedelta, works: bool
+) -> None:
+    accounts_due_by_the_real_clock(1)
+    moment = timezone.now() - age
+    ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, status=status, as_of=moment, finished=moment)
+
+    output = run("--if-stale=2")
+
+    assert ExpiryRun.objects.filter(path=ExpiryRun.Path.COMMAND).exists() is works
+    if not works:
+        assert output == f"Nothing to do: a run by celery succeeded at {moment:%Y-%m-%d %H:%M} UTC.\n"
+
+
+# --- Bad input: one line, a code, nothing changed ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--as-of=yesterday"],
+            "--as-of 'yesterday' is not an ISO 8601 date and time such as 2026-03-01T00:00:00Z.",
+        ),
+        (
+            ["--as-of=2026-03-01"],
+            "--as-of 2026-03-01 has no time zone. Add one, such as 2026-03-01T00:00:00Z for UTC.",
+        ),
+        (
+            ["--as-of=9000-01-01T00:00Z"],
+            "--as-of 9000-01-01T00:00Z lies in the future. Add --dry-run to see who would expire by then.",
+        ),
+        (
+            ["--dry-run", "--as-of=0001-01-01T00:00Z"],
+            "--as-of 0001-01-01T00:00Z is too far in the past to subtract the days of grace.",
+        ),
+        (["--batch-size=0"], "--batch-size must be at least 1, not 0."),
+        (["--max-accounts=-1"], "--max-accounts must be at least 1, not -1."),
+        (["--if-stale=0"], "--if-stale must be a number of hours above 0, not 0."),
+        (["--if-stale=nan"], "--if-stale must be a number of hours above 0, not nan."),
+        (["--if-stale=inf"], "--if-stale must be a number of hours above 0, not inf."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_with_one_clear_line(arguments: list[str], message: str) -> None:
+    accounts_due_by_the_real_clock(1)
+
+    with pytest.raises(CommandError) as error:
+        run(*arguments)
+
+    assert (str(error.value), error.value.returncode) == (message, 2)
+    assert not ExpiryRun.objects.exists()
+
+
+def test_the_fuse_ends_the_command_with_a_code_of_its_own() -> None:
+    accounts_due_by_the_real_clock(3)
+
+    with pytest.raises(CommandError, match="Refused: 3 accounts are due and at most 2 may expire") as error:
+        run("--max-accounts=2")
+
+    assert error.value.returncode == 3
+
+
+def test_unapplied_migrations_are_named() -> None:
+    accounts_due_by_the_real_clock(1)
+    MigrationRecorder(connection).record_unapplied("accounts", "0002_hourly_expiry")
+
+    with pytest.raises(CommandError) as error:
+        run()
+
+    assert str(error.value) == (
+        "The database lacks 1 migration(s) of accounts: 0002_hourly_expiry. "
+        "Run ./manage.py migrate first. Nothing was changed."
+    )
+    assert not ExpiryRun.objects.exists()
+
+
+# --- As cron runs it: a process of its own ---
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def test_it_works_and_ends_the_same_with_no_broker_that_answers(manage_py: ManagePy) -> None:
+    accounts_due_by_the_real_clock(2)
+
+    result = manage_py("expire_trials", CELERY_BROKER_URL="redis://127.0.0.1:1/0")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "Search for old trial accounts...\nExpired 2 trial(s)\n"
+    assert ExpiryRun.objects.get().status == ExpiryRun.Status.SUCCEEDED
+    assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"DATABASE_URL": "postgres://nobody:secret@127.0.0.1:1/nowhere"},
+            "CommandError: The database nowhere at 127.0.0.1 port 1 does not answer",
+        ),
+        ({"DATABASE_URL": "mysql://root:secret@localhost/x"}, "DATABASE_URL must start with postgres:// or sqlite:///"),
+        ({"DATABASE_URL": "postgres://u:secret@h:port/x"}, "DATABASE_URL cannot be read"),
+        ({"TRIAL_DAYS": "sixty"}, "TRIAL_DAYS='sixty' cannot be read"),
+        ({"DJANGO_DEBUG": "0"}, "DJANGO_SECRET_KEY is not set"),
+    ],
+    ids=["database down", "unknown scheme", "unreadable URL", "unreadable number", "no secret key"],
+)
+def test_a_wrong_environment_is_one_line_on_stderr(manage_py: ManagePy, wrong: dict[str, str], message: str) -> None:
+    line = one_line(manage_py("expire_trials", **wrong))
+
+    assert message in line
+    assert "secret@" not in line
+
+
+@pytest.mark.parametrize("days", ["0", "-5"])
+def test_trial_days_below_one_stop_the_command(manage_py: ManagePy, days: str) -> None:
+    result = manage_py("expire_trials", TRIAL_DAYS=days)
+
+    assert result.returncode == 1
+    assert f"TRIAL_DAYS is {days}; it must be a whole number of days, 1 or more." in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not ExpiryRun.objects.exists()
+
+
+def start(environment: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "manage.py", "expire_trials", *arguments],
+        cwd=django_settings.BASE_DIR,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until_half_way() -> None:
+    wait_for("the run to expire somebody", lambda: ExpiryRun.objects.filter(expired_count__gt=0).exists())
+
+
+def test_killed_half_way_it_leaves_a_true_ledger_and_the_next_run_finishes_the_work(
+    environment: Mapping[str, str],
+) -> None:
+    accounts_due_by_the_real_clock(2000)
+
+    with start(environment, "--batch-size=1") as process:
+        wait_until_half_way()
+        process.send_signal(signal.SIGKILL)
+
+    dead = ExpiryRun.objects.get()
+    assert dead.status == ExpiryRun.Status.RUNNING
+    assert 0 < dead.expired_count < 2000
+    assert dead.expired_count == Account.objects.filter(status=Account.TRIAL_EXPIRED).count()
+
+    ExpiryRun.objects.update(heartbeat=dead.heartbeat - services.SILENT_FOR)  # ten minutes later
+    assert run().endswith(f"Expired {2000 - dead.expired_count} trial(s)\n")
+    dead.refresh_from_db()
+    assert dead.status == ExpiryRun.Status.INTERRUPTED
+
+
+def test_ctrl_c_ends_it_in_order(environment: Mapping[str, str]) -> None:
+    accounts_due_by_the_real_clock(2000)
+
+    with start(environment, "--batch-size=1") as process:
+        wait_until_half_way()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert errors.strip() == (
+        "CommandError: Stopped by hand. What was expired so far stays expired; run it again to go on."
+    )
+    assert ExpiryRun.objects.get().status == ExpiryRun.Status.INTERRUPTED

@@ -1,0 +1,154 @@
+"""The rule against its plain statement, and any order of runs, slices, payments, extensions against a simple model."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.django import TestCase
+
+from accounts import services
+from accounts.models import Account, ExpiryRun
+from accounts.services import Slice
+from tests.factories import AccountFactory
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SIXTY_ONE_DAYS = timedelta(days=61)
+
+ages = st.one_of(
+    st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=400)),
+    st.timedeltas(min_value=timedelta(seconds=-1), max_value=timedelta(seconds=1)).map(SIXTY_ONE_DAYS.__add__),
+    st.sampled_from([SIXTY_ONE_DAYS, SIXTY_ONE_DAYS + timedelta(microseconds=1)]),
+)
+
+
+class TheRule(TestCase):
+    @settings(deadline=None, max_examples=60)
+    @given(st.lists(st.tuples(st.sampled_from(Account.Status), ages), max_size=12), st.integers(1, 5))
+    def test_accounts_never_extended_expire_when_trialing_and_created_before_now_minus_61_days(
+        self, population: list[tuple[Account.Status, timedelta]], batch_size: int
+    ) -> None:
+        stored = [(AccountFactory.create(status=status, created=NOW - age), status, age) for status, age in population]
+
+        run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=NOW, batch_size=batch_size)
+
+        expected = {
+            account.pk
+            for account, status, age in stored
+            if status == Account.TRIALING and NOW - age < NOW - SIXTY_ONE_DAYS
+        }
+        assert set(run.accounts.values_list("pk", flat=True)) == expected
+        assert run.expired_count == run.due_count == len(expected)
+
+
+# --- Interleavings ---
+
+accounts_ = st.integers(0, 3)
+actions = st.one_of(
+    st.tuples(st.just("plan"), st.integers(1, 3)),  # a run whose slices are left for later
+    st.tuples(st.just("slice"), st.integers(0, 9)),  # any planned slice: in any order, again, or never
+    st.tuples(st.just("finish"), st.integers(0, 3)),
+    st.tuples(st.just("run"), st.integers(1, 3)),  # a run from start to end
+    st.tuples(st.just("pay"), accounts_),
+    st.tuples(st.just("cancel"), accounts_),
+    st.tuples(st.just("extend"), accounts_),
+    st.tuples(st.just("wait"), st.integers(1, 40)),  # days
+)
+
+
+@dataclass
+class ModelAccount:
+    """What an account should look like, by the plain words of the rule."""
+
+    pk: int
+    ends: datetime
+    status: str = "trialing"
+    run: int | None = None
+
+
+@dataclass
+class World:
+    """The real thing and its model, changed together."""
+
+    now: datetime = NOW
+    accounts: list[ModelAccount] = field(default_factory=list)
+    slices: list[tuple[ExpiryRun, Slice]] = field(default_factory=list)
+    runs: list[ExpiryRun] = field(default_factory=list)
+    expired: dict[int, int] = field(default_factory=dict)
+
+    def plan(self, batch_size: int) -> None:
+        def keep(run: ExpiryRun, slices: Any) -> None:
+            self.slices += [(run, part) for part in slices]
+
+        run = services.expire_trials(path=ExpiryRun.Path.CELERY, now=self.now, batch_size=batch_size, run_slices=keep)
+        self.runs.append(run)
+        self.expired[run.pk] = 0
+
+    def slice(self, number: int) -> None:
+        if self.slices:
+            run, part = self.slices[number % len(self.slices)]
+            services.expire_slice(run=run, part=part)
+            self.expect_expired(run, part.after, part.upto)
+
+    def finish(self, number: int) -> None:
+        if self.runs:
+            services.finish_run(run_id=self.runs[number % len(self.runs)].pk)
+
+    def run(self, batch_size: int) -> None:
+        run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=self.now, batch_size=batch_size)
+        self.expired[run.pk] = 0
+        self.expect_expired(run, 0, max(account.pk for account in self.accounts))
+
+    def expect_expired(self, run: ExpiryRun, after: int, upto: int) -> None:
+        for account in self.accounts:
+            over = account.ends < run.as_of - timedelta(days=1)
+            if after < account.pk <= upto and account.status == "trialing" and over:
+                account.status, account.run = "trial_expired", run.pk
+                self.expired[run.pk] += 1
+
+    def pay(self, number: int) -> None:
+        account = self.accounts[number]
+        expected = account.status in {"trialing", "trial_expired"}
+        assert services.activate(account_id=account.pk) is expected
+        if expected:
+            account.status = "active"
+
+    def cancel(self, number: int) -> None:
+        account = self.accounts[number]
+        expected = account.status != "canceled"
+        assert services.cancel(account_id=account.pk) is expected
+        account.status = "canceled"
+
+    def extend(self, number: int) -> None:
+        account = self.accounts[number]
+        expected = account.status in {"trialing", "trial_expired"}
+        assert services.extend_trial(account_id=account.pk, days=5, now=self.now) is expected
+        if expected:
+            account.status, account.run = "trialing", None
+            account.ends = max(account.ends, self.now) + timedelta(days=5)
+
+    def wait(self, days: int) -> None:
+        self.now += timedelta(days=days)
+
+    def assert_real(self) -> None:
+        assert list(Account.objects.order_by("pk").values_list("pk", "trial_ends_at", "status", "expiry_run")) == [
+            (account.pk, account.ends, account.status, account.run) for account in self.accounts
+        ]
+        assert dict(ExpiryRun.objects.values_list("pk", "expired_count")) == self.expired
+
+
+class Interleavings(TestCase):
+    @settings(deadline=None, max_examples=80)
+    @given(st.lists(actions, max_size=25))
+    def test_any_order_of_events_leaves_accounts_and_ledger_as_the_rule_says(
+        self, events: list[tuple[str, int]]
+    ) -> None:
+        world = World()
+        for days in (0, 20, 59, 60):
+            account = AccountFactory.create(created=NOW - timedelta(days=days))
+            world.accounts.append(ModelAccount(pk=account.pk, ends=account.trial_ends_at))
+
+        for name, number in events:
+            getattr(world, name)(number)
+            world.assert_real()
