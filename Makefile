@@ -1,25 +1,47 @@
 # Every verb works on a fresh clone: Python >= 3.11, git and make are all it takes.
 PYTHON ?= python3
-export CUSTOM_COMPILE_COMMAND = make pins
-PINS = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins"
+COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins"
 
-.PHONY: help demo test test-sqlite test-docker lint format types check pins clean
+.PHONY: help demo test test-sqlite test-faults test-docker lint format types check pins
 
 help: ## list the verbs
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv ## watch trials expire by both paths, on real data
 	.venv/bin/python manage.py demo $(ARGS)
 
-test: .venv ## run the tests on real PostgreSQL and Valkey
+test: .venv ## the tests, on a real PostgreSQL and a real broker that come with them
 	.venv/bin/python -m pytest $(ARGS)
 
+test-sqlite: .venv ## what SQLite can do of them
+	TEST_DATABASE_URL=sqlite:/// .venv/bin/python -m pytest $(ARGS)
+
+test-faults: .venv ## worker, beat, broker and database killed, frozen and restarted: minutes
+	.venv/bin/python -m pytest -m faults $(ARGS)
+
+test-docker: .venv ## the image and docker-compose.yml; needs a Docker engine
+	.venv/bin/python -m pytest -m docker tests/docker $(ARGS)
+
+lint: .venv ## what ruff has to say
+	.venv/bin/ruff check .
+
+format: .venv ## write everything as ruff would; ARGS=--check only tells
+	.venv/bin/ruff format $(ARGS) .
+
+types: .venv ## mypy, strict
+	.venv/bin/mypy .
+
+check: .venv ## Django's checks, also those of a deployment, and that no migration is missing
+	.venv/bin/python manage.py makemigrations --check --dry-run
+	.venv/bin/python manage.py check --fail-level=WARNING
+	DJANGO_DEBUG=0 DJANGO_SECRET_KEY=$$(.venv/bin/python -c 'import secrets; print(secrets.token_urlsafe(50))') DJANGO_ALLOWED_HOSTS=trials.example.com DATABASE_URL=postgres://trials@localhost/trials .venv/bin/python manage.py check --deploy --fail-level=WARNING
+
 pins: .venv ## compile requirements*.txt from pyproject.toml; ARGS=--upgrade moves them forward
-	$(PINS) $(ARGS) pyproject.toml -o requirements.txt
-	$(PINS) $(ARGS) pyproject.toml --group dev -o requirements-dev.txt
+	$(COMPILE) $(ARGS) pyproject.toml -o requirements.txt
+	$(COMPILE) $(ARGS) pyproject.toml --group dev -o requirements-dev.txt
 
 .venv: requirements-dev.txt
-	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed and this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.13")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements-dev.txt

@@ -1,6 +1,7 @@
 """System checks: a wrong trial setting stops every command, worker and beat before it can expire anybody."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from django.apps import AppConfig
@@ -16,7 +17,7 @@ def _is_whole_number(value: object, lowest: int) -> bool:
 
 @register("accounts")
 def trial_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """``TRIAL_DAYS`` and ``TRIAL_GRACE_DAYS`` are whole days, ``TRIAL_EXPIRY_MAX`` is unset or a number of accounts."""
+    """Days are whole and not negative, the fuse is unset or at least one account, an age is some time."""
     errors: list[CheckMessage] = [
         Error(
             f"{name} is {getattr(settings, name)!r}; it must be a whole number of days, {lowest} or more.",
@@ -33,6 +34,15 @@ def trial_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
                 f"TRIAL_EXPIRY_MAX is {limit!r}; it must be a whole number of accounts, 1 or more, or not set.",
                 hint="It is the most accounts one run may expire. Leave it out to have no limit.",
                 id="accounts.E002",
+            )
+        )
+    hours = settings.TRIAL_RUN_MAX_AGE_HOURS
+    if not isinstance(hours, int | float) or not 0 < hours < inf:
+        errors.append(
+            Error(
+                f"TRIAL_RUN_MAX_AGE_HOURS is {hours!r}; it must be a number of hours above 0.",
+                hint="It is how old the last success may be before check_expiry and /health/expiry/ raise the alarm.",
+                id="accounts.E003",
             )
         )
     return errors

@@ -1,4 +1,6 @@
-"""Settings, all from the environment (or a .env file beside manage.py). .env.example lists every variable.
+"""Settings, all from the environment, or a .env file beside manage.py (DJANGO_ENV_FILE names another).
+
+.env.example lists every variable.
 
 With nothing set this is a development machine: SQLite, debug pages, a throwaway key. ``DJANGO_DEBUG=0``, which the
 Docker image sets, is production: there a missing or insecure setting stops the start and is named.
@@ -15,7 +17,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
 
 env = environ.Env()
-env.read_env(BASE_DIR / ".env")
+env.read_env(env.str("DJANGO_ENV_FILE", default=str(BASE_DIR / ".env")))
 
 
 def read(cast: Callable[..., T], name: str, default: T) -> T:
@@ -64,6 +66,8 @@ TRIAL_DAYS = read(env.int, "TRIAL_DAYS", 60)
 TRIAL_GRACE_DAYS = read(env.int, "TRIAL_GRACE_DAYS", 1)
 # The fuse: a run that finds more accounts due than this refuses to touch any. Unset, nothing is refused.
 TRIAL_EXPIRY_MAX = read(env.int, "TRIAL_EXPIRY_MAX", None)
+# Alarm when no run succeeded for this long. Three ticks of the hourly schedule: one may fail unnoticed.
+TRIAL_RUN_MAX_AGE_HOURS = read(env.float, "TRIAL_RUN_MAX_AGE_HOURS", 3.0)
 
 # --- Django ---
 
@@ -75,6 +79,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "django_celery_beat",
+    "health_check",
     "accounts",
     *(["comparison"] if DEBUG else []),  # throwaway databases and servers have no place in production
 ]
@@ -131,6 +136,7 @@ if not DEBUG:
     SESSION_COOKIE_SECURE = True
     CSRF_COOKIE_SECURE = True
     SECURE_SSL_REDIRECT = read(env.bool, "DJANGO_SSL_REDIRECT", True)
+    SECURE_REDIRECT_EXEMPT = ["^health/"]  # probes come from inside, over HTTP
     SECURE_HSTS_SECONDS = read(env.int, "DJANGO_HSTS_SECONDS", 3600)
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True

@@ -24,7 +24,7 @@ from accounts.models import Account, ExpiryRun, User
 from comparison import servers
 from comparison.sample import put_sample
 
-DATABASE = settings.BASE_DIR / "demo.sqlite3"
+DATABASE = Path(os.environ.get("DEMO_DATABASE", settings.BASE_DIR / "demo.sqlite3"))
 DATABASE_URL = f"sqlite:///{DATABASE}"
 BATCH_SIZE = 250
 LOGIN, PASSWORD = "admin", "demo"
@@ -187,7 +187,7 @@ def ledger_table(wall_seconds: dict[str, float]) -> Table:
 def next_steps() -> str:
     """What to try next, each line ready to paste."""
     python = os.path.relpath(sys.executable)
-    use_demo = f"DATABASE_URL=sqlite:///{DATABASE.name}"
+    use_demo = f"DATABASE_URL=sqlite:///{os.path.relpath(DATABASE)}"
     return (
         "[bold]What to try next[/bold]\n"
         f"  the admin     {use_demo} {python} manage.py runserver\n"

@@ -1,0 +1,55 @@
+"""Is trial expiry alive? Judged by its effect, whichever path runs it: what is late, and when a run last succeeded."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.utils import timezone
+from health_check.base import HealthCheck
+from health_check.exceptions import ServiceUnavailable
+
+from accounts.models import Account, ExpiryRun
+
+
+def problems(*, now: datetime, max_age: timedelta) -> list[str]:
+    """What is wrong with trial expiry, a sentence each; empty when all is well.
+
+    Args:
+        now: the moment to judge at.
+        max_age: how long ago the last successful run may be, and how long a due account may stay trialing. A few times
+            the interval of the schedule, so that one failure raises no alarm.
+    """
+    found = []
+    if not ExpiryRun.objects.succeeded_since(now - max_age):
+        found.append(f"No run has succeeded within {max_age / timedelta(hours=1):g} hours; {last_success()}.")
+        latest = ExpiryRun.objects.exclude(error="").order_by("-pk").first()
+        if latest:
+            found.append(f"The latest {latest.status} run, {latest.pk} by {latest.path}, says: {latest.error}")
+    oldest = Account.objects.due(now - max_age).order_by("trial_ends_at").first()
+    if oldest:
+        found.append(
+            f"Account {oldest.pk}, whose trial ended at {oldest.trial_ends_at:%Y-%m-%d %H:%M} UTC, should have expired "
+            f"long ago, and {Account.objects.due(now).count()} account(s) are due in all."
+        )
+    return found
+
+
+def last_success() -> str:
+    """When a run last succeeded, in words."""
+    run = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of").last()
+    return f"the last one, by {run.path}, was as of {run.as_of:%Y-%m-%d %H:%M} UTC" if run else "none ever has"
+
+
+@dataclass
+class TrialExpiry(HealthCheck):
+    """``problems`` over HTTP, with the age that the setting ``TRIAL_RUN_MAX_AGE_HOURS`` allows."""
+
+    async def run(self) -> None:
+        """Raise ServiceUnavailable with everything that is wrong."""
+        # In the thread of the request, so that the check uses, and gives back, the request's own connection.
+        found = await sync_to_async(problems)(
+            now=timezone.now(), max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS)
+        )
+        if found:
+            raise ServiceUnavailable(" ".join(found))

@@ -1,0 +1,127 @@
+"""The freshness check, as a command and over HTTP: it looks at the effect, not at the processes."""
+
+from datetime import datetime, timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.test import Client
+from django.utils import timezone
+
+from accounts import health, services
+from accounts.models import Account, ExpiryRun
+from accounts.services import TooManyDue
+from tests.conftest import ManagePy
+from tests.factories import AccountFactory
+
+pytestmark = pytest.mark.django_db
+
+HOUR = timedelta(hours=1)
+
+
+def expire(now: datetime, **options: Any) -> ExpiryRun:
+    return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now, **options)
+
+
+def check(*arguments: str) -> str:
+    output = StringIO()
+    call_command("check_expiry", *arguments, stdout=output)
+    return output.getvalue()
+
+
+def test_all_is_well_after_a_run_that_left_nothing(now: datetime) -> None:
+    AccountFactory.create(created=now - timedelta(days=90))
+    expire(now)
+
+    assert health.problems(now=now + 3 * HOUR, max_age=3 * HOUR) == []
+
+
+def test_no_run_ever_is_a_problem(now: datetime) -> None:
+    assert health.problems(now=now, max_age=3 * HOUR) == ["No run has succeeded within 3 hours; none ever has."]
+
+
+def test_a_success_that_is_too_old_is_a_problem_and_says_when_it_was(now: datetime) -> None:
+    expire(now)
+
+    assert health.problems(now=now + 3.5 * HOUR, max_age=3 * HOUR) == [
+        "No run has succeeded within 3 hours; the last one, by command, was as of 2026-03-01 12:00 UTC."
+    ]
+
+
+def test_a_refused_run_is_a_problem_and_says_why(now: datetime) -> None:
+    AccountFactory.create_batch(2, created=now - timedelta(days=61, hours=1))
+    with pytest.raises(TooManyDue):
+        expire(now, max_accounts=1)
+
+    _, because = health.problems(now=now, max_age=3 * HOUR)
+
+    assert because.startswith("The latest refused run, ")
+    assert "2 accounts are due and at most 1 may expire" in because
+
+
+def test_an_account_long_overdue_is_a_problem_although_runs_succeed(now: datetime) -> None:
+    expire(now)
+    account = AccountFactory.create(created=now - timedelta(days=62))
+
+    assert health.problems(now=now, max_age=3 * HOUR) == [
+        f"Account {account.pk}, whose trial ended at 2026-02-27 12:00 UTC, should have expired long ago, "
+        "and 1 account(s) are due in all."
+    ]
+
+
+def test_an_account_that_waits_for_the_next_tick_is_no_problem(now: datetime) -> None:
+    expire(now)
+    AccountFactory.create(created=now - timedelta(days=61, hours=2))
+
+    assert health.problems(now=now, max_age=3 * HOUR) == []
+
+
+def test_the_command_says_so_when_all_is_well() -> None:
+    run = expire(timezone.now())
+
+    assert check() == f"Trials are being expired: the last one, by command, was as of {run.as_of:%Y-%m-%d %H:%M} UTC.\n"
+
+
+def test_the_command_fails_with_what_is_wrong() -> None:
+    expire(timezone.now() - 2 * HOUR)
+
+    check("--max-age=3")
+    with pytest.raises(CommandError, match=r"^No run has succeeded within 1\.5 hours; the last one, by command, was"):
+        check("--max-age=1.5")
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf"])
+def test_a_senseless_age_is_refused(hours: str) -> None:
+    with pytest.raises(CommandError, match="--max-age must be a number of hours above 0, not") as error:
+        check(f"--max-age={hours}")
+
+    assert error.value.returncode == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_does_not_answer_is_one_line(manage_py: ManagePy) -> None:
+    result = manage_py("check_expiry", DATABASE_URL="postgres://nobody:secret@127.0.0.1:1/nowhere")
+
+    assert result.returncode == 1
+    assert result.stderr.startswith("CommandError: The database does not answer:")
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_monitoring_gets_the_same_answer_over_http(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    expire(timezone.now())
+    assert client.get("/health/expiry/", {"format": "text"}).status_code == 200
+
+    ExpiryRun.objects.update(as_of=timezone.now() - 4 * HOUR)
+    answer = client.get("/health/expiry/", {"format": "text"})
+
+    assert answer.status_code == 500
+    assert "No run has succeeded within 3 hours; the last one, by command, was as of" in answer.content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_process_is_healthy_even_when_no_trial_expires(client: Client) -> None:
+    Account.objects.all().delete()
+
+    assert client.get("/health/", {"format": "text"}).status_code == 200
