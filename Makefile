@@ -11,10 +11,10 @@ demo: .venv ## watch trials expire by both paths, on real data
 	.venv/bin/python manage.py demo $(ARGS)
 
 test: .venv ## the tests, on a real PostgreSQL and a real broker that come with them
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n 2 $(ARGS)
 
 test-sqlite: .venv ## what SQLite can do of them
-	TEST_DATABASE_URL=sqlite:/// .venv/bin/python -m pytest $(ARGS)
+	TEST_DATABASE_URL=sqlite:/// .venv/bin/python -m pytest -n 2 $(ARGS)
 
 test-faults: .venv ## worker, beat, broker and database killed, frozen and restarted: minutes
 	.venv/bin/python -m pytest -m faults $(ARGS)

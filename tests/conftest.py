@@ -41,9 +41,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[str]:
-    """The URL of a real server of the Redis protocol."""
+    """The URL of a real server of the Redis protocol; of TEST_REDIS_URL, a database for each parallel test process."""
     if url := os.environ.get("TEST_REDIS_URL"):
-        yield url
+        number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        yield urlsplit(url)._replace(path=f"/{number}").geturl()
     else:
         with servers.valkey() as url:
             yield url

@@ -121,7 +121,7 @@ def test_a_run_that_an_account_points_to_cannot_be_deleted(now: datetime) -> Non
 
 def test_the_query_for_due_accounts_uses_its_partial_index(now: datetime) -> None:
     make_accounts(50, ended=timedelta(days=-30), now=now)
-    make_accounts(3000, status=Account.ACTIVE, ended=timedelta(days=-30), now=now)
+    make_accounts(3000, status=Account.ACTIVE, ended=timedelta(days=30), now=now)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE accounts_account")
 
