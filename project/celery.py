@@ -5,8 +5,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import beat_init, worker_init
-from django.core.management import call_command
-from django.core.management.base import SystemCheckError
+from django.core.management.base import BaseCommand, SystemCheckError
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
@@ -24,6 +23,6 @@ def refuse_to_start_misconfigured(**_: Any) -> None:
         SystemExit: naming every setting that is wrong.
     """
     try:
-        call_command("check", tags=["accounts"])
+        BaseCommand().check(tags=["accounts"])
     except SystemCheckError as error:
         raise SystemExit(str(error)) from None

@@ -121,6 +121,18 @@ def test_slices_cover_every_due_account_once_and_are_never_larger_than_the_batch
     assert all(earlier.upto == later.after for earlier, later in pairwise(slices))
 
 
+def test_a_slice_touches_only_its_own_accounts(now: datetime) -> None:
+    make_accounts(6, ended=10 * DAY, now=now)
+    accounts = list(Account.objects.order_by("pk"))
+
+    def only_the_middle_one(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+        assert services.expire_slice(run=run, part=slices[1]) == 2
+
+    run = expire(now, batch_size=2, run_slices=only_the_middle_one)
+
+    assert list(run.accounts.order_by("pk")) == accounts[2:4]
+
+
 def test_an_account_created_after_the_plan_does_not_hide_one_that_was_planned(now: datetime) -> None:
     def with_a_newcomer(run: ExpiryRun, slices: Sequence[Slice]) -> None:
         AccountFactory.create(created=now)
@@ -287,6 +299,20 @@ def test_a_silent_run_is_marked_interrupted_by_the_next_and_its_accounts_are_tak
 
 def test_a_run_that_still_gives_signs_of_life_is_left_alone(now: datetime) -> None:
     running = expire(now, run_slices=left_to_others)
+
+    expire(now)
+
+    running.refresh_from_db()
+    assert running.status == ExpiryRun.Status.RUNNING
+
+
+def test_every_slice_is_a_sign_of_life(now: datetime) -> None:
+    def one_slice_after_a_long_wait(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+        ExpiryRun.objects.update(heartbeat=run.started - services.SILENT_FOR)
+        services.expire_slice(run=run, part=slices[0])
+
+    make_accounts(2, ended=10 * DAY, now=now)
+    running = expire(now, batch_size=1, run_slices=one_slice_after_a_long_wait)
 
     expire(now)
 
