@@ -56,13 +56,17 @@ class ExpiryRun(models.Model):
     started = models.DateTimeField(db_default=Now())
     heartbeat = models.DateTimeField(db_default=Now(), help_text="When the run last committed a slice.")
     finished = models.DateTimeField(null=True, blank=True)
-    due_count = models.PositiveBigIntegerField(default=0, help_text="Accounts that were due when the run was planned.")
-    expired_count = models.PositiveBigIntegerField(default=0, help_text="Accounts that this run expired.")
-    slice_count = models.PositiveIntegerField(default=0)
+    due_count = models.PositiveBigIntegerField(
+        "due", default=0, help_text="Accounts that were due when the run was planned."
+    )
+    expired_count = models.PositiveBigIntegerField("expired", default=0, help_text="Accounts that this run expired.")
+    slice_count = models.PositiveIntegerField("slices", default=0)
     longest_slice = models.DurationField(default=timedelta, help_text="The longest any account stayed locked.")
     error = models.TextField(blank=True)
     host = models.CharField(max_length=255, blank=True)
-    task_id = models.CharField(max_length=255, blank=True, help_text="Celery's id of the task that started the run.")
+    task_id = models.CharField(
+        "task id", max_length=255, blank=True, help_text="Celery's id of the task that started the run."
+    )
 
     objects = ExpiryRunQuerySet.as_manager()
 
