@@ -122,6 +122,21 @@ def test_beat_picks_the_schedule_up_from_the_database_and_several_slices_go_out_
     assert Account.objects.filter(expiry_run=run, status=Account.TRIAL_EXPIRED).count() == 20
 
 
+def test_the_fuse_fails_the_task_which_says_why_in_the_worker_s_log(
+    celery: Process, send: Send, tmp_path: Path
+) -> None:
+    accounts_due_by_the_real_clock(3)
+
+    with celery("worker", "--concurrency=1", TRIAL_EXPIRY_MAX="2"):
+        send("accounts.expire_trials")
+        run = wait_for("the run to be closed", closed_run)
+        log = tmp_path / "worker.log"
+        wait_for("the worker to say so", lambda: "TooManyDue" in log.read_text())
+
+    assert (run.status, run.due_count, run.expired_count) == (ExpiryRun.Status.REFUSED, 3, 0)
+    assert "Refused: 3 accounts are due and at most 2 may expire in one run." in log.read_text()
+
+
 @pytest.mark.parametrize("role", ["worker", "beat"])
 def test_worker_and_beat_refuse_to_start_with_a_wrong_setting_and_name_it(
     celery: Process, role: str, tmp_path: Path
