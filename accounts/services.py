@@ -115,11 +115,10 @@ def expire_trials(
         task_id=task_id,
     )
     if limit is not None and due_count > limit:
-        run.status = ExpiryRun.Status.REFUSED
         refusal = TooManyDue(run, limit)
-        run.error = str(refusal)
-        run.finished = timezone.now()
+        run.status, run.error, run.finished = ExpiryRun.Status.REFUSED, str(refusal), Now()
         run.save()
+        run.refresh_from_db()
         raise refusal
     run.save()
     try:

@@ -179,7 +179,7 @@ def ledger_table(wall_seconds: dict[str, float]) -> Table:
     add("expired", *(run.expired_count for run in runs.values()))
     add("slices", *(run.slice_count for run in runs.values()))
     add("longest slice", *(milliseconds(run.longest_slice) for run in runs.values()))
-    add("the run", *(milliseconds(run.finished - run.started) for run in runs.values() if run.finished))
+    add("the run itself", *(milliseconds(run.finished - run.started) for run in runs.values() if run.finished))
     add("with every process started and stopped", *(f"{wall_seconds[path]:.1f} s" for path in runs))
     return table
 
