@@ -261,8 +261,9 @@ def fail_run(*, run_id: int, error: BaseException) -> None:
         if not connection.in_atomic_block and not connection.is_usable():
             connection.close()  # it may be what failed the run; the next statement opens another
         _close_run(run_id, ExpiryRun.Status.FAILED, f"{type(error).__name__}: {error}".strip())
-    except Error:
-        logger.exception("fail_run run=%s could not be recorded", run_id)
+    except Error as why:
+        # Without its traceback: cron would mail that, and the caller reports the error itself.
+        logger.error("fail_run run=%s could not be recorded: %s", run_id, " ".join(str(why).split()))  # noqa: TRY400
 
 
 def _close_run(run_id: int, status: ExpiryRun.Status, error: str = "") -> bool:

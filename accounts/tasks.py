@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery import Task, chord, shared_task
+from celery.signals import task_failure
 from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
@@ -34,13 +35,19 @@ class RetriedTask(AnyTask):
 class PartOfARun(RetriedTask):
     """A task whose failure, when it has no retries left, fails the run it belongs to. The run's other slices go on."""
 
-    # Acknowledged when done, and handed out again when its process dies: a slice is short and may run twice.
+    # Acknowledged when done, so that it is handed out again when its worker dies: a slice is short and may run twice.
     acks_late = True
-    reject_on_worker_lost = True
+    # When only its process dies it is one more retry: rejected instead, a slice that is fatal would go round for ever.
+    retry_on_worker_lost = True
+    default_retry_delay = 1
+    reject_on_worker_lost = True  # for when the retry could not be sent
 
-    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Mapping[str, Any], einfo: object) -> None:
-        """Write the error into the ledger."""
-        services.fail_run(run_id=kwargs["run_id"], error=exc)
+
+@task_failure.connect
+def fail_its_run(sender: Any, exception: Exception, kwargs: Mapping[str, Any], **_: Any) -> None:
+    """Write the error into the ledger. A signal, because ``on_failure`` is not called when the process was killed."""
+    if isinstance(sender, PartOfARun):
+        services.fail_run(run_id=kwargs["run_id"], error=exception)
 
 
 @shared_task(name="accounts.expire_trials", base=RetriedTask, bind=True, ignore_result=True)

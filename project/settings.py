@@ -232,5 +232,8 @@ CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 20.0
 # A backstop against slow leaks. Our own memory does not grow.
 CELERY_WORKER_MAX_TASKS_PER_CHILD = 1000
+# A broker that restarts just when a slice is done: without retries, at once a failed run. Twelve take about 20 seconds.
+CELERY_RESULT_BACKEND_ALWAYS_RETRY = True
+CELERY_RESULT_BACKEND_MAX_RETRIES = 12
 # The ledger keeps what happened; results only count slices.
 CELERY_RESULT_EXPIRES = 3600

