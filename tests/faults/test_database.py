@@ -78,6 +78,7 @@ def postgres(transactional_db: None, migrated: Postgres) -> Iterator[Postgres]:
     finally:
         connection.close()
         connection.settings_dict = the_others
+        migrated.start()  # for the next test, should this one have failed with it down
 
 
 @pytest.fixture
