@@ -124,7 +124,7 @@ def expire_trials(
     try:
         (run_slices or in_turn)(run, slices)
     except KeyboardInterrupt:
-        _close_run(run.pk, ExpiryRun.Status.INTERRUPTED, "Stopped by hand.")
+        _close_run(run.pk, ExpiryRun.Status.INTERRUPTED, "Stopped by a signal.")
         raise
     except Exception as error:
         fail_run(run_id=run.pk, error=error)

@@ -307,16 +307,19 @@ def test_killed_half_way_it_leaves_a_true_ledger_and_the_next_run_finishes_the_w
     assert dead.status == ExpiryRun.Status.INTERRUPTED
 
 
-def test_ctrl_c_ends_it_in_order(environment: Mapping[str, str]) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_ends_in_order_after_its_slice(environment: Mapping[str, str], how: signal.Signals) -> None:
     accounts_due_by_the_real_clock(2000)
 
     with start(environment, "--batch-size=1") as process:
         wait_until_half_way()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         _, errors = process.communicate(timeout=30)
 
-    assert process.returncode == 130
     assert errors.strip() == (
-        "CommandError: Stopped by hand. What was expired so far stays expired; run it again to go on."
+        "CommandError: Stopped by a signal. What was expired so far stays expired; run it again to go on."
     )
-    assert ExpiryRun.objects.get().status == ExpiryRun.Status.INTERRUPTED
+    assert process.returncode == 130
+    interrupted = ExpiryRun.objects.get()
+    assert interrupted.status == ExpiryRun.Status.INTERRUPTED
+    assert interrupted.expired_count == Account.objects.filter(status=Account.TRIAL_EXPIRED).count() < 2000

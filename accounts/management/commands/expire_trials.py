@@ -1,7 +1,10 @@
 """``./manage.py expire_trials``: the command's face of ``accounts.services.expire_trials``."""
 
 import pkgutil
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from math import inf
 from typing import Any
@@ -98,7 +101,8 @@ class Command(BaseCommand):
             raise CommandError(explain(error)) from error
         except KeyboardInterrupt:
             raise CommandError(
-                "Stopped by hand. What was expired so far stays expired; run it again to go on.", returncode=INTERRUPTED
+                "Stopped by a signal. What was expired so far stays expired; run it again to go on.",
+                returncode=INTERRUPTED,
             ) from None
         self.say(f"Expired {run.expired_count} trial(s)")
         self.say(
@@ -118,12 +122,45 @@ class Command(BaseCommand):
             self.say(f"Would be refused: at most {limit} may expire in one run.")
 
     def run_slices(self, run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        services.in_turn(run, slices, after_slice=self.show_progress)
+        with stop_signals_held_back() as stop:
+
+            def after_slice(done: int, total: int) -> None:
+                self.show_progress(done, total)
+                if stop.is_set() and done < total:
+                    raise KeyboardInterrupt
+
+            services.in_turn(run, slices, after_slice=after_slice)
 
     def show_progress(self, done: int, total: int) -> None:
         if total > 1 and self.verbosity >= 1 and self.stdout.isatty():
             self.stdout.write(f"\r{done} of {total} slices", ending="\n" if done == total else "")
             self.stdout.flush()
+
+
+@contextmanager
+def stop_signals_held_back() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an event, for the caller to stop at when it suits; a second one stops at once.
+
+    Raised just anywhere, an interrupt can hit the middle of a COMMIT and leave a connection that tells nobody anything.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield asked
+        return
+
+    def ask(*_: object) -> None:
+        asked.set()
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        restore()
 
 
 def read_as_of(value: str | datetime | None, *, clock: datetime, dry_run: bool) -> datetime:
