@@ -25,6 +25,7 @@ class RetriedTask(AnyTask):
     Then it fails, loudly; the next tick is the next try.
     """
 
+    Request = "accounts.worker:Request"
     autoretry_for = (OperationalError, InterfaceError)
     max_retries = 5
     retry_backoff = True
