@@ -223,6 +223,8 @@ CELERY_TASK_SOFT_TIME_LIMIT = 270
 # A broker that is away: the worker keeps trying, at start too; a publisher gives up and says so.
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+# A slice in work when the connection is lost is finished: handed out a second time, it finds nothing left to do.
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
 CELERY_BROKER_POOL_ACQUIRE_TIMEOUT = 10.0
 CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 2}
 

@@ -107,7 +107,7 @@ def test_a_worker_runs_a_single_slice_in_the_task_itself(celery: Process, send: 
 
 
 def test_beat_picks_the_schedule_up_from_the_database_and_several_slices_go_out_as_a_chord(
-    celery: Process, tick: PeriodicTask
+    celery: Process, tick: PeriodicTask, tmp_path: Path
 ) -> None:
     accounts_due_by_the_real_clock(20)
     tick.crontab, tick.interval = None, IntervalSchedule.objects.create(every=1, period=IntervalSchedule.SECONDS)
@@ -120,6 +120,7 @@ def test_beat_picks_the_schedule_up_from_the_database_and_several_slices_go_out_
     assert (run.path, run.status) == (ExpiryRun.Path.CELERY, ExpiryRun.Status.SUCCEEDED)
     assert (run.slice_count, run.expired_count) == (7, 20)
     assert Account.objects.filter(expiry_run=run, status=Account.TRIAL_EXPIRED).count() == 20
+    assert "Connection to broker lost" not in (tmp_path / "worker.log").read_text()
 
 
 def test_the_fuse_fails_the_task_which_says_why_in_the_worker_s_log(

@@ -125,7 +125,7 @@ def test_a_worker_that_could_not_acknowledge_to_a_frozen_broker_takes_messages_a
             wait_for("the task to wait for the row", partial(waiting_for_a_lock, somebody))
             with frozen(server):
                 somebody.rollback()
-                wait_for_line(tmp_path / "worker.log", "Couldn't ack")
+                wait_for_line(tmp_path / "worker.log", "Connection to broker lost")
 
         customers.assert_settled_by(tick)
 
