@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from django.conf import settings
 from django.db import DatabaseError, Error, OperationalError, connection, transaction
-from django.db.models import F, Q, Value, Window
-from django.db.models.functions import Greatest, Lead, Now, RowNumber
+from django.db.models import Count, F, Max, Min, Value, Window
+from django.db.models.functions import Greatest, Now, RowNumber
 from django.dispatch import Signal
 from django.utils import timezone
 
@@ -148,27 +149,38 @@ def mark_dead_runs_interrupted() -> int:
 def plan_slices(due: AccountQuerySet, *, batch_size: int) -> tuple[list[Slice], int]:
     """Cut the due accounts into slices of at most ``batch_size``, by primary key, and count them.
 
-    One query that answers with one row for each slice: memory does not grow with the accounts.
+    What comes back from the database grows with the number of slices, not of accounts.
     """
-    last_keys = (
-        due.annotate(number=Window(RowNumber(), order_by="pk"), next_key=Window(Lead("pk"), order_by="pk"))
-        .annotate(remainder=F("number") % batch_size)
-        .filter(Q(remainder=0) | Q(next_key=None))
-        .order_by("pk")
-        .values_list("pk", "number")
-    )
-    slices: list[Slice] = []
-    after = due_count = 0
-    for upto, due_count in last_keys:  # noqa: B007 (the last number is the count)
-        slices.append(Slice(after=after, upto=upto))
-        after = upto
-    return slices, due_count
+    keys = due.aggregate(count=Count("pk"), first=Min("pk"), last=Max("pk"))
+    due_count: int = keys["count"]
+    if not due_count:
+        return [], 0
+    before, last = keys["first"] - 1, keys["last"]
+    if due_count <= batch_size:
+        cuts = [last]
+    elif last - before <= 2 * due_count:
+        # A range of so many keys cannot hold more accounts, and where most keys are due it holds almost as many. To
+        # number 800,000 rows, as below, takes half a second more, a tenth of the whole run.
+        cuts = [*range(before + batch_size, last, batch_size), last]
+    else:
+        numbered = due.annotate(number=Window(RowNumber(), order_by="pk"))
+        every_nth = numbered.annotate(remainder=F("number") % batch_size).filter(remainder=0)
+        cuts = [*every_nth.order_by("pk").values_list("pk", flat=True), last]
+    return [Slice(after=after, upto=upto) for after, upto in pairwise([before, *cuts]) if after < upto], due_count
 
 
 def in_turn(
     run: ExpiryRun, slices: Sequence[Slice], *, after_slice: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Run the slices here, one after the other, then finish the run.
+    """Run the slices here, one after the other, then finish the run. See ``expire_slices``."""
+    expire_slices(run=run, slices=slices, after_slice=after_slice)
+    finish_run(run_id=run.pk)
+
+
+def expire_slices(
+    *, run: ExpiryRun, slices: Sequence[Slice], after_slice: Callable[[int, int], None] = lambda done, total: None
+) -> int:
+    """Run some slices of a run, one after the other; returns how many accounts expired.
 
     A slice that fails does not keep the others from running; the first error is raised when all have had their turn.
     With the connection gone there is nothing to go on with, and the error is raised at once.
@@ -176,10 +188,11 @@ def in_turn(
     Args:
         after_slice: called with the number of slices done and of all slices, to show progress.
     """
+    expired = 0
     errors: list[DatabaseError] = []
     for done, part in enumerate(slices, start=1):
         try:
-            expire_slice(run=run, part=part)
+            expired += expire_slice(run=run, part=part)
         except DatabaseError as error:
             if not connection.is_usable():
                 raise
@@ -187,7 +200,7 @@ def in_turn(
         after_slice(done, len(slices))
     if errors:
         raise errors[0]
-    finish_run(run_id=run.pk)
+    return expired
 
 
 LOCK_NOT_AVAILABLE = "55P03"

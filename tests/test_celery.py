@@ -12,6 +12,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTa
 
 from accounts import tasks
 from accounts.models import Account, ExpiryRun
+from accounts.services import Slice
 from comparison.servers import wait_for
 from project.celery import app
 from tests.conftest import Process, Send
@@ -109,7 +110,7 @@ def test_a_worker_runs_a_single_slice_in_the_task_itself(celery: Process, send: 
 def test_beat_picks_the_schedule_up_from_the_database_and_several_slices_go_out_as_a_chord(
     celery: Process, tick: PeriodicTask, tmp_path: Path
 ) -> None:
-    accounts_due_by_the_real_clock(20)
+    accounts_due_by_the_real_clock(200)
     tick.crontab, tick.interval = None, IntervalSchedule.objects.create(every=1, period=IntervalSchedule.SECONDS)
     tick.kwargs, tick.one_off = '{"batch_size": 3}', True
     tick.save()
@@ -118,9 +119,21 @@ def test_beat_picks_the_schedule_up_from_the_database_and_several_slices_go_out_
         run = wait_for("the run to be closed", closed_run)
 
     assert (run.path, run.status) == (ExpiryRun.Path.CELERY, ExpiryRun.Status.SUCCEEDED)
-    assert (run.slice_count, run.expired_count) == (7, 20)
-    assert Account.objects.filter(expiry_run=run, status=Account.TRIAL_EXPIRED).count() == 20
+    assert (run.slice_count, run.expired_count) == (67, 200)
+    assert Account.objects.filter(expiry_run=run, status=Account.TRIAL_EXPIRED).count() == 200
     assert "Connection to broker lost" not in (tmp_path / "worker.log").read_text()
+
+
+@pytest.mark.parametrize(("count", "messages"), [(2, 2), (31, 31), (32, 16), (64, 16), (100, 25)])
+def test_in_a_backlog_slices_share_a_message_and_there_are_still_enough_for_many_workers(
+    count: int, messages: int
+) -> None:
+    slices = [Slice(after=key, upto=key + 1) for key in range(count)]
+
+    shares = tasks.shares(slices)
+
+    assert len(shares) == messages
+    assert [part for share in shares for part in share] == slices
 
 
 def test_the_fuse_fails_the_task_which_says_why_in_the_worker_s_log(

@@ -106,11 +106,13 @@ def test_finding_nothing_takes_a_handful_of_queries(
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 100])
+@pytest.mark.parametrize("every", [1, 2, 4])
 def test_slices_cover_every_due_account_once_and_are_never_larger_than_the_batch(
-    now: datetime, batch_size: int
+    now: datetime, batch_size: int, every: int
 ) -> None:
-    for number in range(8):
-        AccountFactory.create(created=now - LONG_AGO, status=Account.ACTIVE if number % 2 else Account.TRIALING)
+    for number in range(4 * every):
+        status = Account.ACTIVE if number % every else Account.TRIALING
+        AccountFactory.create(created=now - LONG_AGO, status=status)
     due = Account.objects.due(now)
 
     slices, due_count = services.plan_slices(due, batch_size=batch_size)

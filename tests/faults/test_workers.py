@@ -42,9 +42,11 @@ def test_a_slice_whose_process_is_killed_is_tried_again_and_its_run_succeeds(
         customers.assert_settled_by(tick)
 
 
+@pytest.mark.parametrize("due", [6, 128], ids=["alone in its message", "with three neighbours in its message"])
 def test_a_slice_that_kills_its_process_every_time_is_given_up_and_fails_the_run(
-    customers: Customers, celery: Process, tick: Tick, broker: str
+    celery: Process, tick: Tick, broker: str, due: int
 ) -> None:
+    customers = Customers(due)
     with celery(*ONE_PROCESS) as worker:
         with gate_before(customers.due[2]) as gate:
             tick.send()
@@ -56,7 +58,7 @@ def test_a_slice_that_kills_its_process_every_time_is_given_up_and_fails_the_run
             run = wait_for("the run to fail", ExpiryRun.objects.filter(status=ExpiryRun.Status.FAILED).first)
 
         assert "WorkerLostError" in run.error
-        assert run.expired_count == 4
+        assert run.expired_count == due - 2
         messages = redis.Redis.from_url(broker)
         wait_for("no message to go round", lambda: not messages.exists("trial-expiry", "unacked"))
         customers.assert_settled_by(tick)
