@@ -2,7 +2,7 @@
 PYTHON ?= python3
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins"
 
-.PHONY: help demo test test-sqlite test-faults test-docker lint format types check pins
+.PHONY: help demo test test-sqlite test-faults test-docker lint format types check models pins
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ check: .venv ## Django's checks, also those of a deployment, and that no migrati
 	.venv/bin/python manage.py makemigrations --check --dry-run
 	.venv/bin/python manage.py check --fail-level=WARNING
 	DJANGO_DEBUG=0 DJANGO_SECRET_KEY=$$(.venv/bin/python -c 'import secrets; print(secrets.token_urlsafe(50))') DJANGO_ALLOWED_HOSTS=trials.example.com DATABASE_URL=postgres://trials@localhost/trials .venv/bin/python manage.py check --deploy --fail-level=WARNING
+
+models: .venv ## draw docs/models.svg; needs Graphviz
+	.venv/bin/python manage.py graph_models accounts --pydot --no-inheritance --exclude-models AbstractUser,Group,Permission --disable-sort-fields --hide-edge-labels --rankdir LR --output docs/models.svg
 
 pins: .venv ## compile requirements*.txt from pyproject.toml; ARGS=--upgrade moves them forward
 	$(COMPILE) $(ARGS) pyproject.toml -o requirements.txt

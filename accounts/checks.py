@@ -8,7 +8,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
-LOWEST = {"TRIAL_DAYS": 1, "TRIAL_GRACE_DAYS": 0}
+LOWEST = {"TRIAL_DAYS": 1, "TRIAL_GRACE_DAYS": 0, "TRIAL_LEDGER_DAYS": 1}
 
 
 def _is_whole_number(value: object, lowest: int) -> bool:

@@ -11,6 +11,8 @@ from health_check.exceptions import ServiceUnavailable
 
 from accounts.models import Account, ExpiryRun
 
+UNWELL = [ExpiryRun.Status.FAILED, ExpiryRun.Status.REFUSED, ExpiryRun.Status.INTERRUPTED]
+
 
 def problems(*, now: datetime, max_age: timedelta) -> list[str]:
     """What is wrong with trial expiry, a sentence each; empty when all is well.
@@ -21,11 +23,15 @@ def problems(*, now: datetime, max_age: timedelta) -> list[str]:
             the interval of the schedule, so that one failure raises no alarm.
     """
     found = []
-    if not ExpiryRun.objects.succeeded_since(now - max_age):
+    fresh = ExpiryRun.objects.succeeded_since(now - max_age)
+    if not fresh:
         found.append(f"No run has succeeded within {max_age / timedelta(hours=1):g} hours; {last_success()}.")
-        latest = ExpiryRun.objects.exclude(error="").order_by("-pk").first()
-        if latest:
-            found.append(f"The latest {latest.status} run, {latest.pk} by {latest.path}, says: {latest.error}")
+    unwell = ExpiryRun.objects.filter(status__in=UNWELL).exclude(error="")
+    if fresh:
+        # A refusal is told at once: no later tick gets over it by itself.
+        unwell = unwell.filter(status=ExpiryRun.Status.REFUSED, pk__gt=fresh.pk)
+    if latest := unwell.order_by("-pk").first():
+        found.append(f"The latest {latest.status} run, {latest.pk} by {latest.path}, says: {latest.error}")
     oldest = Account.objects.due(now - max_age).order_by("trial_ends_at").first()
     if oldest:
         found.append(

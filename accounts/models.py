@@ -11,12 +11,17 @@ from django.contrib.auth.models import AbstractUser
 from django.db import models
 from django.db.models import Q
 from django.db.models.expressions import Combinable
-from django.db.models.functions import Now
+from django.db.models.functions import Now, Upper
 from django.utils import timezone
 
 
 class User(AbstractUser):
     """The project's own user model, so that it can grow without a painful migration."""
+
+    class Meta(AbstractUser.Meta):
+        indexes: ClassVar = [
+            models.Index(Upper("email"), name="accounts_user_email"),  # serves iexact, by which the admin searches
+        ]
 
 
 class ExpiryRunQuerySet(models.QuerySet["ExpiryRun"]):
@@ -32,6 +37,13 @@ class ExpiryRun(models.Model):
 
     ``as_of`` is the moment the rule was applied to, read from the caller's clock. ``started``, ``heartbeat`` and
     ``finished`` come from the database's clock, so that a run spread over several hosts is measured by one.
+
+    The counts are written in the transactions that they count, so for every run, at every moment::
+
+        expired_count = accounts that point to it + undone_count + accounts extended one by one since
+
+    Whoever pays or is cancelled goes on pointing to the run; whoever is extended, or undone, is on trial and points to
+    none. An account that is deleted is counted like one that was extended.
     """
 
     class Path(models.TextChoices):
@@ -67,6 +79,14 @@ class ExpiryRun(models.Model):
     task_id = models.CharField(
         "task id", max_length=255, blank=True, help_text="Celery's id of the task that started the run."
     )
+    undone_count = models.PositiveBigIntegerField(
+        "undone",
+        default=0,
+        db_default=0,  # workers of the release before this column keep writing runs until they are replaced
+        help_text="Accounts that an undo of this run put back on trial.",
+    )
+    undone_at = models.DateTimeField(null=True, blank=True, help_text="When the run was first undone.")
+    undone_by = models.CharField(max_length=255, blank=True, db_default="", help_text="Who undid it first.")
 
     objects = ExpiryRunQuerySet.as_manager()
 
@@ -89,7 +109,11 @@ class ExpiryRun(models.Model):
                 condition=Q(status="running", finished=None) | (~Q(status="running") & Q(finished__isnull=False)),
                 name="accounts_run_finished_unless_running",
             ),
+            models.CheckConstraint(
+                condition=Q(undone_count__lte=models.F("expired_count")), name="accounts_run_undone_what_it_expired"
+            ),
         ]
+        permissions: ClassVar = [("undo_expiryrun", "Can undo expiry run")]
 
     def __str__(self) -> str:
         return f"run {self.pk} by {self.path}, {self.status}"
@@ -124,10 +148,15 @@ class AccountQuerySet(models.QuerySet["Account"]):
         This is the rule, in its only place. An account never extended is due when it was created more than
         ``TRIAL_DAYS + TRIAL_GRACE_DAYS`` days before ``now``: 61 days by default, exactly 61 not yet.
         """
-        return self.filter(
-            status=Account.Status.TRIALING,
-            trial_ends_at__lt=now - timedelta(days=settings.TRIAL_GRACE_DAYS),
-        )
+        return self.filter(status=Account.Status.TRIALING).over(now)
+
+    def over(self, now: datetime) -> Self:
+        """Accounts in any status whose trial ended more than ``TRIAL_GRACE_DAYS`` before ``now``."""
+        return self.filter(trial_ends_at__lt=now - timedelta(days=settings.TRIAL_GRACE_DAYS))
+
+    def still_expired_by(self, run: ExpiryRun) -> Self:
+        """Accounts that ``run`` expired and that are expired to this day: those that an undo puts back on trial."""
+        return self.filter(status=Account.Status.TRIAL_EXPIRED, expiry_run=run)
 
 
 class Account(models.Model):

@@ -68,20 +68,28 @@ TRIAL_GRACE_DAYS = read(env.int, "TRIAL_GRACE_DAYS", 1)
 TRIAL_EXPIRY_MAX = read(env.int, "TRIAL_EXPIRY_MAX", None)
 # Alarm when no run succeeded for this long. Three ticks of the hourly schedule: one may fail unnoticed.
 TRIAL_RUN_MAX_AGE_HOURS = read(env.float, "TRIAL_RUN_MAX_AGE_HOURS", 3.0)
+# How long the ledger keeps runs that expired nobody.
+TRIAL_LEDGER_DAYS = read(env.int, "TRIAL_LEDGER_DAYS", 365)
+
+# --- Monitoring ---
+
+# Whoever asks for /metrics must bring it: "Authorization: Bearer ...". Unset, there is no such page.
+METRICS_TOKEN = read(env.str, "METRICS_TOKEN", "")
 
 # --- Django ---
 
 INSTALLED_APPS = [
-    "django.contrib.admin",
+    "project.apps.AdminConfig",  # django.contrib.admin, with the overview
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "django.contrib.humanize",
     "django_celery_beat",
     "health_check",
     "accounts",
-    *(["comparison"] if DEBUG else []),  # throwaway databases and servers have no place in production
+    *(["comparison", "django_extensions"] if DEBUG else []),  # no place for throwaway servers in production
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -136,7 +144,7 @@ if not DEBUG:
     SESSION_COOKIE_SECURE = True
     CSRF_COOKIE_SECURE = True
     SECURE_SSL_REDIRECT = read(env.bool, "DJANGO_SSL_REDIRECT", True)
-    SECURE_REDIRECT_EXEMPT = ["^health/"]  # probes come from inside, over HTTP
+    SECURE_REDIRECT_EXEMPT = ["^health/", "^metrics$"]  # probes come from inside, over HTTP
     SECURE_HSTS_SECONDS = read(env.int, "DJANGO_HSTS_SECONDS", 3600)
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True
@@ -144,11 +152,17 @@ if not DEBUG:
     if read(env.bool, "DJANGO_BEHIND_PROXY", False):
         SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
+LOG_FORMAT = read(env.str, "LOG_FORMAT", "line")  # Celery's processes obey it too, see project/celery.py
+if LOG_FORMAT not in {"line", "json"}:
+    raise ImproperlyConfigured(f"LOG_FORMAT={LOG_FORMAT!r} is neither line nor json.")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {
+        "line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+        "json": {"()": "project.logging.JsonLines"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
     # Warnings only, so that cron mails somebody when there is something to read. Celery's own --loglevel rules there.
     "root": {"handlers": ["stderr"], "level": read(env.str, "LOG_LEVEL", "WARNING").upper()},
 }

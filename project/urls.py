@@ -5,6 +5,8 @@ from django.urls import path
 from django.views.generic import RedirectView
 from health_check.views import HealthCheckView
 
+from accounts.metrics import metrics
+
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", admin.site.urls),
@@ -12,4 +14,6 @@ urlpatterns = [
     path("health/", HealthCheckView.as_view(checks=["health_check.checks.Database"])),
     # Are trials being expired? For whoever is to be woken; restarting web would not help.
     path("health/expiry/", HealthCheckView.as_view(checks=["accounts.health.TrialExpiry"])),
+    # How does trial expiry fare? For Prometheus; there is no such page until METRICS_TOKEN is set.
+    path("metrics", metrics),
 ]

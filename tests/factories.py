@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from django.conf import settings
+from django.db import connection
 from factory.declarations import LazyAttribute, Sequence, SubFactory
 from factory.django import DjangoModelFactory
 
@@ -23,6 +24,22 @@ class AccountFactory(DjangoModelFactory[Account]):
 
     user = SubFactory(UserFactory)
     status = Account.TRIALING
+
+
+def fill_tables(count: int) -> None:
+    """Make the tables of PostgreSQL as large as planning a query depends on: accounts that are active, and users."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "WITH filler AS ("
+            "  INSERT INTO accounts_user (username, email, password, first_name, last_name, date_joined,"
+            "    is_superuser, is_staff, is_active)"
+            "  SELECT 'filler' || n, 'filler' || n || '@example.com', '', '', '', now(), false, false, true"
+            "  FROM generate_series(1, %s) n RETURNING id) "
+            "INSERT INTO accounts_account (user_id, status, created, trial_ends_at)"
+            "  SELECT id, 'active', now(), now() FROM filler",
+            [count],
+        )
+        cursor.execute("ANALYZE")
 
 
 def make_accounts(count: int, *, status: Account.Status = Account.TRIALING, ended: timedelta, now: datetime) -> None:

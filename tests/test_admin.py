@@ -1,25 +1,69 @@
-"""The admin: what an operator and a support person can look at, and that nothing is changed past the services."""
+"""The admin: what an operator and a support person can look at and do, and that nothing changes past the services."""
 
+import re
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission
+from django.contrib.messages import get_messages
+from django.db import DatabaseError, connection
 from django.db.models import Model
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from pytest_django import DjangoAssertNumQueries
 
 from accounts import services
+from accounts.admin import AccountAdmin, CappedPaginator
 from accounts.models import Account, ExpiryRun, User
-from tests.factories import AccountFactory
+from tests.factories import AccountFactory, UserFactory, fill_tables
 
 pytestmark = pytest.mark.django_db
 
+ACCOUNTS, RUNS = "/admin/accounts/account/", "/admin/accounts/expiryrun/"
+DAY = timedelta(days=1)
 MODELS: dict[str, type[Model]] = {"account": Account, "expiryrun": ExpiryRun, "user": User}
+
+Staff = Callable[..., Client]
 
 
 @pytest.fixture
 def run(now: datetime) -> ExpiryRun:
     AccountFactory.create_batch(3, created=now - timedelta(days=90))
     return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+
+
+@pytest.fixture
+def staff() -> Staff:
+    """A client that somebody with just these permissions is logged in with."""
+
+    def log_in(*permissions: str) -> Client:
+        user: User = UserFactory.create(username="support", is_staff=True)
+        user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+        client = Client()
+        client.force_login(user)
+        return client
+
+    return log_in
+
+
+def shown(client: Client, **query: Any) -> set[int]:
+    """The keys of the accounts on a list."""
+    page = client.get(ACCOUNTS, query).content.decode()
+    return {int(pk) for pk in re.findall(r"/admin/accounts/account/(\d+)/change/", page)}
+
+
+def act(client: Client, action: str, accounts: Sequence[Account], days: object = 14, **more: Any) -> list[str]:
+    """Post an action of the list of accounts; what the page then says."""
+    chosen = {"_selected_action": [account.pk for account in accounts], "action": action, "days": days, "index": 0}
+    return [str(message) for message in get_messages(client.post(ACCOUNTS, {**chosen, **more}).wsgi_request)]
+
+
+# --- Looking ---
 
 
 def test_the_front_page_is_the_admin(admin_client: Client) -> None:
@@ -35,14 +79,13 @@ def test_every_list_and_row_can_be_looked_at(admin_client: Client, run: ExpiryRu
 
 
 def test_support_finds_an_account_by_e_mail_and_sees_which_run_expired_it(admin_client: Client, run: ExpiryRun) -> None:
-    account = AccountFactory.create(status=Account.ACTIVE)
     expired = Account.objects.filter(expiry_run=run).first()
     assert expired
 
-    page = admin_client.get("/admin/accounts/account/", {"q": expired.user.email}).content.decode()
+    page = admin_client.get(ACCOUNTS, {"q": expired.user.email.upper()}).content.decode()
 
-    assert str(run) in page
-    assert account.user.username not in page
+    assert shown(admin_client, q=expired.user.email.upper()) == {expired.pk}
+    assert f'<a href="{RUNS}{run.pk}/change/">run {run.pk}</a>' in page
 
 
 @pytest.mark.parametrize("model", ["account", "expiryrun"])
@@ -54,10 +97,296 @@ def test_nobody_adds_changes_or_deletes_rows_by_hand(admin_client: Client, run: 
     assert admin_client.post(f"/admin/accounts/{model}/{pk}/change/", {"status": "active"}).status_code == 403
 
 
-def test_the_list_of_accounts_asks_as_many_queries_for_many_as_for_few(
-    admin_client: Client, run: ExpiryRun, django_assert_max_num_queries: DjangoAssertNumQueries
-) -> None:
-    AccountFactory.create_batch(50)
+def test_accounts_are_filtered_by_what_the_rule_says_of_them(admin_client: Client) -> None:
+    now = timezone.now()
+    ending = AccountFactory.create(trial_ends_at=now + 6 * DAY)
+    AccountFactory.create(trial_ends_at=now + 8 * DAY)
+    grace = AccountFactory.create(trial_ends_at=now - 0.5 * DAY)
+    due = AccountFactory.create(trial_ends_at=now - 2 * DAY)
+    long_ago, lately = AccountFactory.create_batch(2, trial_ends_at=now - 90 * DAY)
+    for account, days in ((long_ago, 8), (lately, 6)):
+        run = ExpiryRun.objects.create(path="command", as_of=now - days * DAY)
+        account.status, account.expiry_run = Account.TRIAL_EXPIRED, run
+        account.save()
 
-    with django_assert_max_num_queries(6):
-        admin_client.get("/admin/accounts/account/")
+    trial = {name: shown(admin_client, trial=name) for name in ("ending", "grace", "due", "expired")}
+
+    assert trial == {"ending": {ending.pk}, "grace": {grace.pk}, "due": {due.pk}, "expired": {lately.pk}}
+    assert shown(admin_client, status__exact="trial_expired") == {long_ago.pk, lately.pk}
+    assert shown(admin_client, expiry_run=long_ago.expiry_run_id) == {long_ago.pk}
+
+
+@pytest.mark.parametrize(("hours", "left"), [(49, "2"), (47, "1"), (1, "0"), (-1, "-1")])
+def test_days_left_are_whole_days(admin_client: Client, hours: int, left: str) -> None:
+    AccountFactory.create(trial_ends_at=timezone.now() + timedelta(hours=hours))
+
+    assert f'<td class="field-days_left">{left}</td>' in admin_client.get(ACCOUNTS).content.decode()
+
+
+def test_an_account_that_is_not_trialing_has_no_days_left(admin_client: Client) -> None:
+    AccountFactory.create(status=Account.ACTIVE)
+
+    assert '<td class="field-days_left">-</td>' in admin_client.get(ACCOUNTS).content.decode()
+
+
+def test_the_ledger_tells_how_fast_a_run_was_and_leads_to_its_accounts(admin_client: Client, now: datetime) -> None:
+    run = ExpiryRun.objects.create(
+        path="celery",
+        status="failed",
+        as_of=now,
+        started=now,
+        finished=now + timedelta(seconds=2),
+        expired_count=5000,
+        longest_slice=timedelta(milliseconds=80),
+        error="OperationalError: the connection was lost",
+    )
+    page = admin_client.get(RUNS).content.decode()
+
+    for cell in ("2026-03-01 12:00", "2.0 s", "2,500", "80 ms", "OperationalError: the connection was lost"):
+        assert f">{cell}</td>" in page
+    assert f'<a href="{ACCOUNTS}?expiry_run={run.pk}">5,000</a>' in page
+
+
+def test_a_run_by_celery_leads_to_its_schedule(admin_client: Client, now: datetime) -> None:
+    hourly, _ = CrontabSchedule.objects.get_or_create(minute="0", hour="*", timezone="UTC")
+    entry, _ = PeriodicTask.objects.get_or_create(
+        task="accounts.expire_trials", defaults={"name": "Expire trials", "crontab": hourly}
+    )
+    pages = [
+        admin_client.get(f"{RUNS}{ExpiryRun.objects.create(path=path, as_of=now).pk}/change/").content.decode()
+        for path in ("celery", "command")
+    ]
+
+    assert [f"/admin/django_celery_beat/periodictask/{entry.pk}/change/" in page for page in pages] == [True, False]
+
+
+# --- Actions ---
+
+
+def test_extending_lets_trials_end_later_and_brings_expired_accounts_back(admin_client: Client, run: ExpiryRun) -> None:
+    expired = list(run.accounts.all())
+
+    said = act(admin_client, "extend", expired, days=10)
+
+    assert said == ["3 of 3 accounts extended by 10 days."]
+    assert {account.status for account in Account.objects.all()} == {"trialing"}
+    ends = Account.objects.earliest("trial_ends_at").trial_ends_at
+    assert timedelta(0) <= timezone.now() + 10 * DAY - ends < timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(
+    ("action", "done", "status"), [("activate", "activated", "active"), ("cancel", "canceled", "canceled")]
+)
+def test_actions_go_through_the_service_and_tell_what_it_refused(
+    admin_client: Client, action: str, done: str, status: str
+) -> None:
+    willing = AccountFactory.create()
+    exempt = AccountFactory.create(status=Account.EXEMPT)
+
+    said = act(admin_client, action, [willing, exempt])
+
+    assert said == [f"1 of 2 accounts {done}.", "1 left as they were: their status does not allow it."]
+    assert [Account.objects.get(pk=account.pk).status for account in (willing, exempt)] == [status, "exempt"]
+
+
+def test_each_changed_account_has_an_entry_in_its_history(staff: Staff, now: datetime) -> None:
+    changed = AccountFactory.create(status=Account.TRIAL_EXPIRED)
+    refused = AccountFactory.create(status=Account.BETA)
+
+    act(staff("view_account", "change_account"), "extend", [changed, refused], days=7)
+
+    entry = LogEntry.objects.get()
+    assert (entry.user.get_username(), entry.object_id) == ("support", str(changed.pk))
+    assert entry.get_change_message() == "Extended by 7 days; was trial expired."
+
+
+@pytest.mark.parametrize("action", ["extend", "activate", "cancel"])
+def test_whoever_may_only_look_is_offered_no_action_and_can_take_none(staff: Staff, action: str) -> None:
+    account = AccountFactory.create()
+    client = staff("view_account")
+
+    assert 'name="action"' not in client.get(ACCOUNTS).content.decode()
+    act(client, action, [account])
+    account.refresh_from_db()
+    assert (account.status, LogEntry.objects.count()) == ("trialing", 0)
+
+
+@pytest.mark.parametrize("days", ["", "0", "-3", "1.5", "3651", "x"])
+def test_a_senseless_number_of_days_extends_nothing(admin_client: Client, days: str) -> None:
+    account = AccountFactory.create()
+    before = account.trial_ends_at
+
+    act(admin_client, "extend", [account], days=days)
+
+    account.refresh_from_db()
+    assert account.trial_ends_at == before
+
+
+def test_an_action_refuses_more_accounts_than_a_request_can_take(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AccountAdmin, "MOST_AT_ONCE", 2)
+    accounts = AccountFactory.create_batch(3)
+
+    said = act(admin_client, "cancel", accounts[:1], select_across=1)
+
+    assert said == ["More than 2 accounts are selected. Nothing was changed: select fewer."]
+    assert Account.objects.filter(status=Account.TRIALING).count() == 3
+
+
+# --- Undo ---
+
+
+def test_the_confirmation_says_what_an_undo_would_do_and_changes_nothing(admin_client: Client, now: datetime) -> None:
+    accounts = AccountFactory.create_batch(5, created=now - timedelta(days=90))
+    run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+    services.activate(account_id=accounts[0].pk)
+    services.extend_trial(account_id=accounts[1].pk, days=5, now=now)
+
+    page = " ".join(admin_client.get(f"{RUNS}{run.pk}/undo/").content.decode().split())
+
+    assert "<strong>3 accounts</strong> that this run expired, and that are still expired" in page
+    assert "1 that paid or was canceled since: no change." in page
+    assert "1 that was extended or deleted since: no change." in page
+    assert "The rule will expire 3 of them again at the next tick" in page
+    assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 3
+
+
+def test_undoing_puts_the_accounts_back_and_says_so_in_ledger_and_history(staff: Staff, run: ExpiryRun) -> None:
+    client = staff("view_expiryrun", "undo_expiryrun")
+
+    answer = client.post(f"{RUNS}{run.pk}/undo/", {"extend_days": "14"})
+
+    run.refresh_from_db()
+    assert (run.status, run.undone_count, run.undone_by) == ("undone", 3, "support")
+    assert Account.objects.filter(status=Account.TRIALING, trial_ends_at__gt=timezone.now() + 13 * DAY).count() == 3
+    assert answer.headers["Location"] == f"{RUNS}{run.pk}/change/"
+    said = "Undone: 3 accounts are back on trial, extended by 14 days."
+    assert [str(message) for message in get_messages(answer.wsgi_request)] == [said]
+    assert LogEntry.objects.get().get_change_message() == said
+
+
+def test_a_run_that_is_undone_has_nothing_more_to_undo_and_says_so(admin_client: Client, run: ExpiryRun) -> None:
+    admin_client.post(f"{RUNS}{run.pk}/undo/", {"extend_days": ""})
+    page = " ".join(admin_client.get(f"{RUNS}{run.pk}/undo/").content.decode().split())
+
+    assert "There is nothing to undo" in page
+    assert "3 were put back by admin before." in page
+    assert "Undo…" not in admin_client.get(f"{RUNS}{run.pk}/change/").content.decode()
+
+
+def test_a_run_that_is_under_way_can_be_stopped(admin_client: Client, now: datetime) -> None:
+    run = ExpiryRun.objects.create(path="celery", as_of=now)
+
+    assert "Undo…" in admin_client.get(f"{RUNS}{run.pk}/change/").content.decode()
+    assert "Undoing it stops it." in admin_client.get(f"{RUNS}{run.pk}/undo/").content.decode()
+    admin_client.post(f"{RUNS}{run.pk}/undo/")
+
+    run.refresh_from_db()
+    assert run.status == "undone"
+
+
+def test_an_undo_that_had_to_leave_accounts_out_says_so(
+    admin_client: Client, run: ExpiryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "undo_run", lambda **_: 0)  # as when somebody sits on all three
+    answer = admin_client.post(f"{RUNS}{run.pk}/undo/")
+
+    assert "3 were locked by somebody else. Undo again for the rest." in map(str, get_messages(answer.wsgi_request))
+
+
+@pytest.mark.parametrize("days", ["0", "3651", "x"])
+def test_a_senseless_extension_undoes_nothing_and_asks_again(admin_client: Client, run: ExpiryRun, days: str) -> None:
+    answer = admin_client.post(f"{RUNS}{run.pk}/undo/", {"extend_days": days})
+
+    assert 'class="errorlist"' in answer.content.decode()
+    assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 3
+
+
+def test_an_undo_needs_its_own_permission(staff: Staff, run: ExpiryRun) -> None:
+    client = staff("view_expiryrun", "change_expiryrun", "change_account")
+
+    assert "Undo…" not in client.get(f"{RUNS}{run.pk}/change/").content.decode()
+    assert client.get(f"{RUNS}{run.pk}/undo/").status_code == 403
+    assert client.post(f"{RUNS}{run.pk}/undo/").status_code == 403
+    assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 3
+
+
+def test_an_undo_cannot_be_posted_from_another_site(admin_user: User, run: ExpiryRun) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(admin_user)
+
+    assert client.post(f"{RUNS}{run.pk}/undo/").status_code == 403
+
+
+def test_an_undo_that_fails_says_what_to_do(
+    admin_client: Client, run: ExpiryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> int:
+        raise DatabaseError("the connection was lost")
+
+    monkeypatch.setattr(services, "undo_run", fail)
+    answer = admin_client.post(f"{RUNS}{run.pk}/undo/")
+
+    (said,) = get_messages(answer.wsgi_request)
+    assert str(said) == (
+        "The undo failed: the connection was lost. What was put back stays so, and is counted. Undo again for the rest."
+    )
+
+
+# --- Large tables ---
+
+
+@pytest.mark.parametrize(("path", "queries"), [(ACCOUNTS, 5), (RUNS, 5)])
+def test_a_list_asks_as_many_queries_for_many_rows_as_for_few(
+    admin_client: Client, now: datetime, django_assert_max_num_queries: DjangoAssertNumQueries, path: str, queries: int
+) -> None:
+    for days in range(10):
+        AccountFactory.create(created=now - timedelta(days=90))
+        services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now + days * DAY)
+
+    with django_assert_max_num_queries(queries):
+        admin_client.get(path)
+
+
+def test_a_list_counts_no_further_than_it_pages_and_says_so(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CappedPaginator, "MOST", 3)
+    AccountFactory.create_batch(3)
+    assert "These are the first 3." in admin_client.get(ACCOUNTS).content.decode()
+
+    AccountFactory.create_batch(2)
+    assert "These are the first 3." in admin_client.get(ACCOUNTS).content.decode()
+
+    Account.objects.filter(pk__in=Account.objects.values("pk")[:3]).delete()
+    assert "These are the first" not in admin_client.get(ACCOUNTS).content.decode()
+
+
+@pytest.mark.postgres
+def test_no_list_of_accounts_reads_the_whole_table(
+    admin_client: Client, run: ExpiryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ExpiryRun.objects.update(as_of=timezone.now())
+    monkeypatch.setattr(CappedPaginator, "MOST", 1000)  # 20,000 rows stand for millions
+    fill_tables(20_000)
+    lists = [{}, {"p": "5"}, {"q": "Filler77@example.com"}, {"expiry_run": str(run.pk)}]
+    lists += [{"trial": choice} for choice in ("ending", "grace", "due", "expired")]
+    for query in lists:
+        with CaptureQueriesContext(connection) as asked:
+            admin_client.get(ACCOUNTS, query)
+        about_accounts = [question["sql"] for question in asked if '"accounts_account"' in question["sql"]]
+
+        assert len(about_accounts) == 2
+        for sql in about_accounts:
+            assert rows_read(sql) <= 2000, (query, sql)
+
+
+def rows_read(sql: str) -> int:
+    """How many rows of accounts and users PostgreSQL looks at to answer."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}")
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    scanned = re.findall(r"Scan .*on accounts_\w+ .*actual rows=(\d+)", plan)
+    assert scanned, plan
+    return sum(map(int, scanned + re.findall(r"Removed by Filter: (\d+)", plan)))

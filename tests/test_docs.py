@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from django.apps import apps
 from django.conf import settings
+from django.db.models import Model
 
 PAGES = [settings.BASE_DIR / "README.md", *sorted((settings.BASE_DIR / "docs").glob("*.md"))]
 
@@ -29,3 +31,13 @@ def test_every_verb_of_make_that_a_page_names_exists(page: Path) -> None:
     verbs = set(re.findall(r"^(\S+):.*## ", (settings.BASE_DIR / "Makefile").read_text(), re.MULTILINE)) | {".venv"}
 
     assert set(re.findall(r"(?:`|^\$ |^)make (\S+?)[`\s]", page.read_text(), re.MULTILINE)) <= verbs
+
+
+@pytest.mark.parametrize("model", list(apps.get_app_config("accounts").get_models()), ids=lambda model: model.__name__)
+def test_the_diagram_shows_every_field_of_every_model(model: type[Model]) -> None:
+    _, _, node = (
+        (settings.BASE_DIR / "docs" / "models.svg").read_text().partition(f"<!-- accounts_models_{model.__name__} -->")
+    )
+    shown = set(re.findall(r">(\w+)</text>", node.partition("</g>")[0]))
+
+    assert {field.name for field in model._meta.fields} <= shown, "the diagram is out of date: make models"

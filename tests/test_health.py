@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 from django.utils import timezone
 
@@ -49,15 +51,37 @@ def test_a_success_that_is_too_old_is_a_problem_and_says_when_it_was(now: dateti
     ]
 
 
-def test_a_refused_run_is_a_problem_and_says_why(now: datetime) -> None:
+def test_a_refused_run_is_a_problem_at_once_until_a_run_succeeds_and_says_why(now: datetime) -> None:
+    expire(now)
     AccountFactory.create_batch(2, created=now - timedelta(days=61, hours=1))
     with pytest.raises(TooManyDue):
         expire(now, max_accounts=1)
 
-    _, because = health.problems(now=now, max_age=3 * HOUR)
+    (because,) = health.problems(now=now, max_age=3 * HOUR)
 
     assert because.startswith("The latest refused run, ")
     assert "2 accounts are due and at most 1 may expire" in because
+
+    expire(now, max_accounts=2)
+    assert health.problems(now=now, max_age=3 * HOUR) == []
+
+
+def test_the_last_words_of_a_run_that_was_undone_are_no_problem(now: datetime) -> None:
+    expire(now)
+    failed = ExpiryRun.objects.create(path=ExpiryRun.Path.COMMAND, as_of=now)
+    services.fail_run(run_id=failed.pk, error=RuntimeError("the lights went out"))
+    services.undo_run(run=failed, now=now, by="me")
+
+    assert health.problems(now=now + 3.5 * HOUR, max_age=3 * HOUR) == [
+        "No run has succeeded within 3 hours; the last one, by command, was as of 2026-03-01 12:00 UTC."
+    ]
+
+
+def test_a_database_without_our_tables_is_told_from_one_that_does_not_answer() -> None:
+    MigrationRecorder(connection).record_unapplied("accounts", "0001_initial")
+
+    with pytest.raises(CommandError, match=r"^The database lacks 1 migration\(s\) of accounts: 0001_initial\. "):
+        check()
 
 
 def test_an_account_long_overdue_is_a_problem_although_runs_succeed(now: datetime) -> None:
@@ -104,7 +128,7 @@ def test_a_database_that_does_not_answer_is_one_line(manage_py: ManagePy) -> Non
     result = manage_py("check_expiry", DATABASE_URL="postgres://nobody:secret@127.0.0.1:1/nowhere")
 
     assert result.returncode == 1
-    assert result.stderr.startswith("CommandError: The database does not answer:")
+    assert result.stderr.startswith("CommandError: The database nowhere at 127.0.0.1 port 1 does not answer (")
     assert len(result.stderr.strip().splitlines()) == 1
 
 

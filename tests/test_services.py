@@ -101,7 +101,7 @@ def test_a_second_run_is_a_no_op_and_recorded(now: datetime) -> None:
 def test_finding_nothing_takes_a_handful_of_queries(
     now: datetime, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
-    with django_assert_max_num_queries(6):
+    with django_assert_max_num_queries(7):
         expire(now)
 
 
@@ -174,8 +174,9 @@ def test_the_fuse_refuses_changes_nothing_and_says_how_to_go_on(now: datetime) -
 
     assert str(refusal.value) == (
         "Refused: 3 accounts are due and at most 2 may expire in one run. Nothing was changed. "
-        "If the number is right, allow it once with --max-accounts 3, or raise TRIAL_EXPIRY_MAX; "
-        "if not, look at TRIAL_DAYS, TRIAL_GRACE_DAYS and the clock."
+        "If the number is right, allow it once with ./manage.py expire_trials --max-accounts 3, "
+        "or raise TRIAL_EXPIRY_MAX; if not, look at TRIAL_DAYS, TRIAL_GRACE_DAYS, the trial ends of these accounts "
+        "and the clock."
     )
     run = ExpiryRun.objects.get()
     assert (run.status, run.due_count, run.expired_count) == (ExpiryRun.Status.REFUSED, 3, 0)

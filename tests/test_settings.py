@@ -82,6 +82,7 @@ def test_every_variable_that_the_settings_read_is_in_the_example() -> None:
         ("TRIAL_DAYS", True, "accounts.E001"),
         ("TRIAL_DAYS", None, "accounts.E001"),
         ("TRIAL_GRACE_DAYS", -1, "accounts.E001"),
+        ("TRIAL_LEDGER_DAYS", 0, "accounts.E001"),
         ("TRIAL_EXPIRY_MAX", 0, "accounts.E002"),
         ("TRIAL_EXPIRY_MAX", "many", "accounts.E002"),
         ("TRIAL_RUN_MAX_AGE_HOURS", 0, "accounts.E003"),

@@ -5,19 +5,18 @@ from math import inf
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error
+from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
 from accounts import health
+from accounts.management.base import BAD_INPUT, TrialCommand, explained, refuse_unapplied_migrations
 
 
-class Command(BaseCommand):
+class Command(TrialCommand):
     help = (
         "Tell whether trials are being expired, by whichever path: a run succeeded lately, and no account is long "
         "overdue. Exit codes: 0 all is well, 1 it is not (and why), 2 bad input. /health/expiry/ answers the same."
     )
-    requires_system_checks = ("accounts",)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -30,11 +29,10 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, max_age: float, **options: Any) -> None:
         if not 0 < max_age < inf:
-            raise CommandError(f"--max-age must be a number of hours above 0, not {max_age:g}.", returncode=2)
-        try:
+            raise CommandError(f"--max-age must be a number of hours above 0, not {max_age:g}.", returncode=BAD_INPUT)
+        with explained(failed="The check failed", then="It changed nothing."):
+            refuse_unapplied_migrations()
             found = health.problems(now=timezone.now(), max_age=timedelta(hours=max_age))
             if found:
                 raise CommandError(" ".join(found))
             self.stdout.write(f"Trials are being expired: {health.last_success()}.")
-        except Error as error:
-            raise CommandError(f"The database does not answer: {' '.join(str(error).split())}") from error

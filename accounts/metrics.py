@@ -1,0 +1,94 @@
+"""Metrics for Prometheus, read from the database at the moment they are asked for: right whichever process answers."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db.models import Count, Max, Min, Sum
+from django.http import Http404, HttpRequest, HttpResponse
+from django.utils import timezone
+from django.utils.crypto import constant_time_compare
+from django.views.decorators.http import require_safe
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+
+from accounts.models import Account, ExpiryRun
+
+
+@require_safe
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Answer to whoever brings ``METRICS_TOKEN`` as a bearer token; where none is set there is no such page."""
+    if not settings.METRICS_TOKEN:
+        raise Http404
+    if not constant_time_compare(request.headers.get("Authorization", ""), f"Bearer {settings.METRICS_TOKEN}"):
+        return HttpResponse(
+            "Bring METRICS_TOKEN as a bearer token.\n",
+            status=401,
+            content_type="text/plain; charset=utf-8",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    registry = CollectorRegistry()
+    registry.register(TrialExpiry(timezone.now()))
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return HttpResponse(encode(registry), content_type=content_type, headers={"Cache-Control": "no-store"})
+
+
+class TrialExpiry:
+    """The ledger and the backlog as they stand, in three queries that read the ledger and the due accounts only."""
+
+    def __init__(self, now: datetime) -> None:
+        """Args: now: the moment to judge at what is due."""
+        self.now = now
+
+    def describe(self) -> list[Metric]:
+        """Nothing: what there is, is asked only when it is collected."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        yield from self.ledger()
+        yield from self.backlog()
+
+    def ledger(self) -> Iterator[Metric]:
+        """What runs did, by path."""
+        by_status = GaugeMetricFamily(
+            "trial_expiry_runs",
+            "Runs in the ledger. No counter: a run changes its status, and old ones that expired nobody are pruned.",
+            labels=["path", "status"],
+        )
+        last = GaugeMetricFamily(
+            "trial_expiry_last_run_timestamp_seconds",
+            "When the latest run of this path and status began; alert on the age of status=succeeded.",
+            labels=["path", "status"],
+        )
+        expired = CounterMetricFamily("trial_expiry_accounts_expired", "Accounts expired.", labels=["path"])
+        undone = CounterMetricFamily(
+            "trial_expiry_accounts_undone", "Accounts that an undo put back on trial.", labels=["path"]
+        )
+        for path, status, runs, latest in ExpiryRun.objects.values_list("path", "status").annotate(
+            Count("pk"), Max("started")
+        ):
+            by_status.add_metric([path, status], runs)
+            last.add_metric([path, status], latest.timestamp())
+        totals = dict.fromkeys(ExpiryRun.Path.values, (0, 0)) | {
+            path: sums
+            for path, *sums in ExpiryRun.objects.values_list("path").annotate(Sum("expired_count"), Sum("undone_count"))
+        }
+        for path, (sum_expired, sum_undone) in totals.items():
+            expired.add_metric([path], sum_expired)
+            undone.add_metric([path], sum_undone)
+        yield from (by_status, last, expired, undone)
+
+    def backlog(self) -> Iterator[Metric]:
+        """What waits for the next run."""
+        due = Account.objects.due(self.now).aggregate(count=Count("pk"), earliest=Min("trial_ends_at"))
+        yield GaugeMetricFamily("trial_expiry_due_accounts", "Accounts that the next run will expire.", due["count"])
+        waiting = timedelta(0)
+        if due["earliest"]:
+            waiting = self.now - due["earliest"] - timedelta(days=settings.TRIAL_GRACE_DAYS)
+        yield GaugeMetricFamily(
+            "trial_expiry_oldest_due_seconds",
+            "For how long the account that is due longest has been so; 0 when none is.",
+            waiting.total_seconds(),
+        )

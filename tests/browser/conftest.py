@@ -1,0 +1,46 @@
+"""A real browser on a live server: Debian's chromium, driven by Playwright. Skipped where there is none."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from django.conf import settings
+from django.test import Client
+from playwright.sync_api import Browser, Page, sync_playwright
+from pytest_django.live_server_helper import LiveServer
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Started once for all tests of a process."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not executable:
+        pytest.skip("no chromium is installed; on Debian: apt-get install chromium")
+    with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
+        # Playwright keeps an event loop in this thread, in which Django would refuse to ask the database.
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
+        browser = playwright.chromium.launch(executable_path=executable, args=sandbox)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, live_server: LiveServer) -> Iterator[Page]:
+    """A page of its own session, as wide as a desktop's; an error in its scripts fails the test."""
+    errors: list[str] = []
+    with browser.new_context(base_url=live_server.url, viewport={"width": 1280, "height": 900}) as context:
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(error.message))
+        yield page
+    assert errors == []
+
+
+@pytest.fixture
+def overview(page: Page, live_server: LiveServer, admin_client: Client) -> Page:
+    """The first page of the admin, with the superuser logged in."""
+    session = admin_client.cookies[settings.SESSION_COOKIE_NAME].value
+    page.context.add_cookies([{"name": settings.SESSION_COOKIE_NAME, "value": session, "url": live_server.url}])
+    page.goto("/admin/")
+    return page

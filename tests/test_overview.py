@@ -1,0 +1,375 @@
+"""The overview: its figures, its cost, and that nothing an operator has running can keep the page from coming."""
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission
+from django.core.cache import cache
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from django.utils.html import escape
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from accounts import overview, services
+from accounts.models import Account, ExpiryRun, User
+from accounts.services import TooManyDue
+from accounts.templatetags.durations import duration
+from comparison import servers
+from project.celery import app
+from tests.conftest import Process
+from tests.factories import AccountFactory, UserFactory, fill_tables, make_accounts
+
+pytestmark = pytest.mark.django_db
+
+COMMAND, CELERY = ExpiryRun.Path.COMMAND, ExpiryRun.Path.CELERY
+DAY, HOUR, MINUTE, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
+TICK = timedelta(microseconds=1)
+
+
+@pytest.fixture(autouse=True)
+def _no_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nobody was asked for a sign of life before, and nobody is there to answer."""
+    cache.clear()
+    monkeypatch.setattr(app.conf, "broker_write_url", "redis://127.0.0.1:1/0")
+    yield
+    cache.clear()
+
+
+@pytest.fixture
+def entry() -> PeriodicTask:
+    """The hourly entry in beat's schedule; tests that end by emptying the tables may have taken the migration's."""
+    hourly, _ = CrontabSchedule.objects.get_or_create(minute="0", hour="*", timezone="UTC")
+    entry, _ = PeriodicTask.objects.get_or_create(
+        task="accounts.expire_trials", defaults={"name": "Expire trials", "crontab": hourly}
+    )
+    return entry
+
+
+def add_run(now: datetime, *, path: ExpiryRun.Path = COMMAND, took: timedelta = SECOND, **fields: Any) -> ExpiryRun:
+    """Put a run into the ledger that started ``now``."""
+    fields = {"status": ExpiryRun.Status.SUCCEEDED, "finished": now + took, **fields}
+    return ExpiryRun.objects.create(path=path, as_of=now, started=now, **fields)
+
+
+# --- Trials ---
+
+
+def test_every_trial_is_due_or_in_grace_or_ending_soon_or_later_and_the_boundaries_are_the_rule_s(
+    now: datetime,
+) -> None:
+    for ends in (-DAY - TICK, -DAY, -TICK, timedelta(0), 7 * DAY - TICK, 7 * DAY):
+        AccountFactory.create(trial_ends_at=now + ends)
+    AccountFactory.create(status=Account.TRIAL_EXPIRED, trial_ends_at=now)
+    AccountFactory.create(status=Account.ACTIVE, trial_ends_at=now)
+
+    assert overview.trials(now=now) == overview.Trials(trialing=6, due=1, in_grace=2, ending_soon=2, expired=1)
+
+
+# --- Schedule ---
+
+
+def test_the_next_tick_is_the_next_full_hour(entry: PeriodicTask, now: datetime) -> None:
+    schedule = overview.schedule(now=now + 20 * MINUTE)
+
+    assert schedule
+    assert (schedule.next_tick, schedule.late) == (now + HOUR, False)
+
+
+@pytest.mark.parametrize("ticked", [None, 2 * DAY])
+def test_a_tick_at_a_local_hour_is_told_in_utc(entry: PeriodicTask, now: datetime, ticked: timedelta | None) -> None:
+    entry.crontab = CrontabSchedule.objects.create(minute="30", hour="3", timezone="Asia/Tokyo")
+    entry.last_run_at = ticked and now - ticked
+    entry.save()
+    schedule = overview.schedule(now=now)
+
+    assert schedule
+    assert schedule.next_tick == datetime(2026, 3, 1, 18, 30, tzinfo=UTC)
+
+
+def test_an_interval_ticks_from_when_it_ticked_last(entry: PeriodicTask, now: datetime) -> None:
+    entry.crontab, entry.interval = None, IntervalSchedule.objects.create(every=10, period=IntervalSchedule.MINUTES)
+    entry.last_run_at = now - 4 * MINUTE
+    entry.save()
+    schedule = overview.schedule(now=now)
+
+    assert schedule
+    assert (schedule.next_tick, schedule.late) == (now + 6 * MINUTE, False)
+
+
+@pytest.mark.parametrize(("minutes", "late"), [(1, False), (4, False), (6, True), (90, True)])
+def test_beat_is_late_when_a_tick_is_missing_for_five_minutes(
+    entry: PeriodicTask, now: datetime, minutes: int, late: bool
+) -> None:
+    PeriodicTask.objects.filter(pk=entry.pk).update(last_run_at=now - HOUR)
+    schedule = overview.schedule(now=now + minutes * MINUTE)
+
+    assert schedule
+    assert schedule.late is late
+
+
+def test_a_disabled_entry_has_no_next_tick_and_nobody_is_asked_for_a_sign_of_life(
+    entry: PeriodicTask, now: datetime
+) -> None:
+    PeriodicTask.objects.update(enabled=False)
+    figures = overview.look(now=now)
+
+    assert figures.schedule
+    assert (figures.schedule.next_tick, figures.processes) == (None, None)
+
+
+def test_a_schedule_without_an_entry_is_none(now: datetime) -> None:
+    PeriodicTask.objects.all().delete()
+
+    assert overview.look(now=now).schedule is None
+
+
+# --- Processes ---
+
+
+def test_without_a_broker_the_page_comes_and_says_so(entry: PeriodicTask, admin_client: Client) -> None:
+    page = admin_client.get("/admin/").content.decode()
+
+    assert "The broker does not answer" in page
+
+
+def test_a_broker_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute, ThreadPoolExecutor(initializer=app.set_current) as thread:
+        monkeypatch.setattr(app.conf, "broker_write_url", f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
+
+        assert thread.submit(overview.processes).result(timeout=10) == overview.Processes(broker=False)
+        mute.settimeout(0)
+        mute.accept()[0].close()  # it did try
+
+
+@pytest.mark.faults
+@pytest.mark.django_db(transaction=True)
+def test_a_living_beat_and_worker_are_counted(
+    celery: Process, broker: str, monkeypatch: pytest.MonkeyPatch, entry: PeriodicTask
+) -> None:
+    monkeypatch.setattr(app.conf, "broker_write_url", broker)
+
+    def answers() -> overview.Processes | None:
+        cache.clear()
+        found = overview.processes()
+        return found if found.beats and found.workers else None
+
+    with celery("worker", "--pool=solo"), celery("beat"):
+        found = servers.wait_for("an answer of both", answers)
+
+    assert found == overview.Processes(broker=True, beats=1, workers=1)
+
+
+def test_they_are_asked_once_for_many_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    overview.processes()
+    monkeypatch.setattr(overview, "_ping", pytest.fail)
+
+    overview.processes()
+
+
+# --- Paths ---
+
+
+def test_the_paths_are_summed_up_side_by_side(now: datetime) -> None:
+    add_run(now - 31 * DAY, expired_count=1_000_000)
+    add_run(now - 3 * DAY, expired_count=500, took=2 * SECOND)
+    add_run(now - 2 * DAY, status=ExpiryRun.Status.REFUSED, took=timedelta(0))
+    add_run(now - DAY, expired_count=100, took=4 * SECOND)
+    add_run(now - 3 * HOUR, status=ExpiryRun.Status.FAILED, took=HOUR)
+    add_run(now - 2 * HOUR, status=ExpiryRun.Status.INTERRUPTED)
+    last = add_run(now - HOUR, status=ExpiryRun.Status.RUNNING, finished=None)
+    celery = add_run(now - 40 * DAY, path=CELERY)
+
+    by_command, by_celery = overview.look(now=now).paths
+
+    assert by_command == overview.PathFigures(
+        path=COMMAND,
+        last=last,
+        runs=6,
+        failed=2,
+        refused=1,
+        expired=600,
+        median_duration=2 * SECOND,
+        worst_duration=HOUR,
+        accounts_per_second=100,
+        median_lateness=None,
+        worst_lateness=None,
+    )
+    assert (by_celery.last, by_celery.runs, by_celery.accounts_per_second) == (celery, 0, None)
+
+
+def test_lateness_is_from_due_to_the_run_and_for_each_path_its_own(now: datetime) -> None:
+    for late, path in ((5 * MINUTE, COMMAND), (10 * MINUTE, COMMAND), (6 * HOUR, COMMAND), (20 * MINUTE, CELERY)):
+        AccountFactory.create(trial_ends_at=now - DAY - late)
+        services.expire_trials(path=path, now=now)
+
+    by_command, by_celery = overview.look(now=now + HOUR).paths
+
+    assert (by_command.median_lateness, by_command.worst_lateness) == (10 * MINUTE, 6 * HOUR)
+    assert (by_celery.median_lateness, by_celery.worst_lateness) == (20 * MINUTE, 20 * MINUTE)
+
+
+def test_lateness_is_taken_from_a_bounded_sample_of_those_expired_last(
+    now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "SAMPLE", 2)
+    make_accounts(3, ended=5 * DAY, now=now)
+    services.expire_trials(path=COMMAND, now=now)
+    make_accounts(3, ended=DAY, now=now)
+    run = services.expire_trials(path=COMMAND, now=now + HOUR)
+
+    assert overview.look(now=now + 2 * HOUR).paths[0].worst_lateness == HOUR
+    assert overview.lateness([run]) == [HOUR, HOUR]
+
+
+# --- Charts ---
+
+
+def test_expirations_are_drawn_by_day_and_path_less_what_was_undone(now: datetime) -> None:
+    add_run(now, expired_count=3)
+    add_run(now - DAY, expired_count=10, undone_count=6, status=ExpiryRun.Status.UNDONE)
+    add_run(now - DAY, path=CELERY, expired_count=4)
+    chart = overview.look(now=now).expired
+
+    assert (len(chart.bars), chart.bars[0].day, chart.bars[-1].day) == (31, date(2026, 1, 30), date(2026, 3, 1))
+    assert (chart.series, chart.bars[-1].counts, chart.bars[-2].counts) == (["command", "celery"], [3, 0], [4, 4])
+    assert (chart.total, chart.highest) == (11, 8)
+
+
+def test_trials_are_drawn_on_the_day_they_end(now: datetime) -> None:
+    for ends in (
+        -TICK,
+        timedelta(0),
+        DAY,
+        DAY + HOUR,
+        timedelta(days=30, hours=12) - TICK,
+        timedelta(days=30, hours=12),
+    ):
+        AccountFactory.create(trial_ends_at=now + ends)
+    chart = overview.look(now=now).ending
+
+    assert {bar.day: bar.count for bar in chart.bars if bar.count} == {
+        date(2026, 3, 1): 1,
+        date(2026, 3, 2): 2,
+        date(2026, 3, 31): 1,
+    }
+
+
+def test_bars_are_stacked_from_the_bottom_and_the_smallest_can_be_seen() -> None:
+    day = date(2026, 3, 1)
+    chart = overview.chart([day, day + DAY], {"a": {day: 750, day + DAY: 1}, "b": {day: 250}})
+
+    assert [(part.series, part.y, part.height) for part in chart.bars[0].parts] == [("a", 250, 750), ("b", 0, 250)]
+    assert [(part.series, part.y, part.height) for part in chart.bars[1].parts] == [("a", 990, 10)]
+
+
+def test_a_chart_of_nothing_is_empty(now: datetime) -> None:
+    assert overview.look(now=now).expired.total == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 ms"),
+        (0.0634, "63 ms"),
+        (4.24, "4.2 s"),
+        (35.4, "35 s"),
+        (5400, "1.5 h"),
+        (2100, "35 min"),
+        (950400, "11 days"),
+    ],
+)
+def test_durations_are_told_in_words(seconds: float, words: str) -> None:
+    assert duration(timedelta(seconds=seconds)) == words
+
+
+# --- The fuse, and other problems ---
+
+
+def refuse(now: datetime) -> None:
+    with pytest.raises(TooManyDue):
+        services.expire_trials(path=CELERY, now=now, max_accounts=1)
+
+
+def test_a_refused_run_is_shown_with_its_words_until_a_run_succeeds(admin_client: Client) -> None:
+    now = timezone.now() - MINUTE
+    AccountFactory.create_batch(2, trial_ends_at=now - 2 * DAY)
+    services.expire_trials(path=CELERY, now=now - 10 * DAY)
+    refuse(now)
+    refuse(now)
+
+    page = admin_client.get("/admin/").content.decode()
+    assert "The fuse has refused" in page
+    assert "2 runs</a> since one last succeeded" in page
+    assert "2 accounts are due and at most 1 may expire in one run" in page
+    assert escape(ExpiryRun.objects.latest("pk").error) in page
+
+    services.expire_trials(path=COMMAND, now=now + SECOND, max_accounts=2)
+    page = admin_client.get("/admin/").content.decode()
+    assert "The fuse" not in page
+    assert "Trials are being expired." in page
+
+
+def test_what_the_freshness_check_says_is_on_the_page(admin_client: Client, settings: Settings) -> None:
+    settings.TRIAL_RUN_MAX_AGE_HOURS = 5
+
+    assert "No run has succeeded within 5 hours; none ever has." in admin_client.get("/admin/").content.decode()
+
+
+# --- Who may see it, and what it costs ---
+
+
+@pytest.mark.parametrize("permissions", [(), ("view_account",), ("view_expiryrun",)])
+def test_whoever_may_not_look_at_accounts_and_runs_sees_no_figures(client: Client, permissions: tuple[str]) -> None:
+    user: User = UserFactory.create(is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client.force_login(user)
+    page = client.get("/admin/")
+
+    assert page.status_code == 200
+    assert "Trials now" not in page.content.decode()
+
+
+def test_whoever_may_look_at_accounts_and_runs_sees_them(client: Client) -> None:
+    user: User = UserFactory.create(is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=["view_account", "view_expiryrun"]))
+    client.force_login(user)
+
+    assert "Trials now" in client.get("/admin/").content.decode()
+
+
+def test_the_overview_asks_as_many_queries_for_many_runs_as_for_few(
+    now: datetime, entry: PeriodicTask, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    make_accounts(50, ended=2 * DAY, now=now)
+    for hours in range(20):
+        add_run(now - hours * HOUR, path=CELERY if hours % 2 else COMMAND, expired_count=1)
+
+    with django_assert_max_num_queries(14):
+        overview.look(now=now)
+
+
+@pytest.mark.postgres
+def test_only_the_count_of_expired_accounts_reads_their_whole_table(now: datetime, entry: PeriodicTask) -> None:
+    make_accounts(50, ended=2 * DAY, now=now)
+    services.expire_trials(path=COMMAND, now=now)
+    make_accounts(50, ended=-5 * DAY, now=now)
+    fill_tables(20_000)
+    with connection.cursor() as cursor:
+        with CaptureQueriesContext(connection) as asked:
+            overview.look(now=now)
+        about_accounts = [query["sql"] for query in asked if 'FROM "accounts_account"' in query["sql"]]
+        scanned = []
+        for sql in about_accounts:
+            cursor.execute(f"EXPLAIN {sql}")
+            if "Seq Scan on accounts_account" in str(cursor.fetchall()):
+                scanned.append(sql)
+
+    assert len(about_accounts) >= 7
+    assert [sql.partition(" WHERE ")[2] for sql in scanned] == ['"accounts_account"."status" = \'trial_expired\'']

@@ -1,0 +1,101 @@
+"""What is pruned from the ledger, and what never is."""
+
+from datetime import datetime, timedelta
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from django.db import DatabaseError
+from django.utils import timezone
+from pytest_django import Settings
+
+from accounts import services
+from accounts.models import ExpiryRun
+from accounts.retention import prune_ledger
+from tests.factories import AccountFactory, make_accounts
+
+pytestmark = pytest.mark.django_db
+
+DAY = timedelta(days=1)
+MINUTE = timedelta(minutes=1)
+
+
+def run_of(age: timedelta, *, expired_count: int = 0, **fields: Any) -> ExpiryRun:
+    """A run that began so long ago."""
+    began = timezone.now() - age
+    fields = {"path": "command", "status": "succeeded", "as_of": began, "finished": began, **fields}
+    return ExpiryRun.objects.create(expired_count=expired_count, started=began, **fields)
+
+
+def expire(now: datetime) -> ExpiryRun:
+    return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+
+
+@pytest.mark.parametrize(
+    ("age", "kept"), [(365 * DAY - MINUTE, True), (365 * DAY + MINUTE, False)], ids=["just before", "just after"]
+)
+def test_a_run_that_expired_nobody_is_pruned_after_a_year(age: timedelta, kept: bool) -> None:
+    run = run_of(age)
+    run_of(DAY)
+
+    assert prune_ledger() == (not kept)
+
+    assert ExpiryRun.objects.filter(pk=run.pk).exists() is kept
+
+
+def test_the_age_is_a_setting(settings: Settings) -> None:
+    settings.TRIAL_LEDGER_DAYS = 30
+    run_of(31 * DAY)
+    recent = [run_of(29 * DAY), run_of(DAY)]
+
+    prune_ledger()
+
+    assert list(ExpiryRun.objects.order_by("pk")) == recent
+
+
+@pytest.mark.parametrize("status", ["failed", "refused", "interrupted", "undone"])
+def test_a_run_that_did_not_succeed_is_pruned_as_well(status: str) -> None:
+    run_of(400 * DAY, status=status)
+
+    assert prune_ledger() == 1
+
+
+def test_a_run_that_expired_somebody_stays(now: datetime) -> None:
+    pointed_to = run_of(400 * DAY, expired_count=1)
+    AccountFactory.create(status="trial_expired", expiry_run=pointed_to, trial_expired_at=now)
+    undone = run_of(400 * DAY, expired_count=1, undone_count=1, status="undone")
+    run_of(DAY)
+
+    assert prune_ledger() == 0
+
+    assert {pointed_to, undone} < set(ExpiryRun.objects.all())
+
+
+def test_the_latest_success_of_each_path_stays() -> None:
+    run_of(500 * DAY)
+    run_of(500 * DAY, path="celery")
+    latest = {run_of(400 * DAY), run_of(400 * DAY, path="celery")}
+    run_of(390 * DAY, status="failed")
+
+    assert prune_ledger() == 3
+
+    assert set(ExpiryRun.objects.all()) == latest
+
+
+def test_every_run_that_succeeds_prunes(now: datetime) -> None:
+    old = run_of(400 * DAY)
+    make_accounts(1, ended=10 * DAY, now=now)
+
+    expire(now)
+
+    assert not ExpiryRun.objects.filter(pk=old.pk).exists()
+
+
+def test_a_ledger_that_cannot_be_pruned_does_not_fail_the_run(
+    now: datetime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(services, "prune_ledger", Mock(side_effect=DatabaseError("no")))
+
+    assert expire(now).status == ExpiryRun.Status.SUCCEEDED
+
+    assert "ledger_not_pruned error=DatabaseError" in caplog.text
