@@ -147,7 +147,7 @@ def test_a_slice_that_fails_is_a_line_that_quotes_nothing_of_the_database(
         "message": "slice_failed",
         "run": run.pk,
         "path": "command",
-        "after": 0,
+        "after": poison.pk - 2,
         "upto": poison.pk,
         "attempt": 1,
         "error": "IntegrityError",
