@@ -2,13 +2,16 @@
 PYTHON ?= python3
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins"
 
-.PHONY: help demo test test-sqlite test-faults test-docker lint format types check models pins
+.PHONY: help demo compare test test-sqlite test-faults test-docker lint format types check models pins
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv ## watch trials expire by both paths, on real data
 	.venv/bin/python manage.py demo $(ARGS)
+
+compare: .venv ## measure both paths on this machine: five minutes, ARGS=--quick one; --html FILE for plots
+	.venv/bin/python manage.py compare_paths $(ARGS)
 
 test: .venv ## the tests, on a real PostgreSQL and a real broker that come with them
 	.venv/bin/python -m pytest -n 2 $(ARGS)

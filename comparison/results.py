@@ -244,7 +244,7 @@ class Result:
         return [sample for sample in self.samples if (sample.scenario, sample.contender) == (scenario, contender)]
 
     def wrong(self, scenario: str, contender: str) -> str:
-        """Why the contender's outcome was wrong in some round, which leaves it without figures; empty when it was right."""
+        """Why the outcome was wrong in some round, which leaves the contender without figures; empty when it never was."""
         return next((sample.wrong for sample in self.of(scenario, contender) if sample.wrong), "")
 
     def figure(self, scenario: str, contender: str, measure: str) -> Figure | None:

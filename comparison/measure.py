@@ -1,0 +1,235 @@
+"""Measuring one run: monitors that watch while a contender works, and the sample they make."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from math import ceil
+from statistics import median
+from typing import Self
+
+import psutil
+import psycopg
+from django.db import Error, connection, connections
+from django.db.models import Max
+
+from accounts import services
+from accounts.models import ExpiryRun
+from comparison import scenarios
+from comparison.contenders import CONTENDER, Contender, Failed, cpu_seconds
+from comparison.results import Sample, Scenario
+
+CUSTOMERS_PER_SECOND = 30
+CUSTOMERS_AT_ONCE = 48
+"""Connections of customers. When all wait for a lock, the next ones queue up, and their wait counts from there."""
+
+
+class Monitor(AbstractContextManager["Monitor"]):
+    """Looks at something again and again, in a thread of its own, while the ``with`` block runs."""
+
+    pause: float
+    """Seconds between two looks, or more where a look takes long."""
+
+    def look(self) -> None:
+        """Look once."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        pause = self.pause
+        while not self._over.wait(pause):
+            began = time.monotonic()
+            self.look()
+            # A look must not slow down what it looks at.
+            pause = max(self.pause, 20 * (time.monotonic() - began))
+
+
+class PeakMemory(Monitor):
+    """The most memory that a contender's processes hold at once."""
+
+    pause = 0.025
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender = contender
+        self.bytes = 0
+
+    def look(self) -> None:
+        """Add up the contender's processes."""
+        self.bytes = max(self.bytes, memory_bytes(self.contender.processes()))
+
+
+class LongestTransaction(Monitor):
+    """The longest transaction of a contender's connections, as PostgreSQL shows them."""
+
+    pause = 0.005
+    query = (
+        "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = %s AND xact_start IS NOT NULL"
+    )
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._connection = psycopg.connect(**connection.get_connection_params(), autocommit=True)
+        return super().__enter__()
+
+    def look(self) -> None:
+        """Ask how long the oldest open transaction has lasted."""
+        row = self._connection.execute(self.query, [CONTENDER]).fetchone()
+        self.seconds = max(self.seconds, row[0] if row else 0)
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._connection.close()
+
+
+@dataclass
+class Customers(AbstractContextManager["Customers"]):
+    """Customers who pay during the run: each comes at a moment set in advance, and does not wait for the one before.
+
+    So a lock held for a second meets as many of them as it would in life.
+    """
+
+    accounts: Iterable[int]
+    waits: list[float] = field(default_factory=list)
+    paid: set[int] = field(default_factory=set)
+
+    def __enter__(self) -> Self:
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(CUSTOMERS_AT_ONCE)
+        self._in_every_thread(open_connection)
+        self._thread = threading.Thread(target=self._come, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._in_every_thread(connections.close_all)
+        self._pool.shutdown()
+
+    def _come(self) -> None:
+        started = time.monotonic()
+        for number, account in enumerate(self.accounts):
+            due_at = started + number / CUSTOMERS_PER_SECOND
+            if self._over.wait(max(0.0, due_at - time.monotonic())):
+                return
+            self._pool.submit(self._pay, account, due_at)
+
+    def _pay(self, account: int, came: float) -> None:
+        with suppress(Error):  # SQLite gives up after a while; the wait counts
+            if services.activate(account_id=account):
+                self.paid.add(account)
+        self.waits.append(time.monotonic() - came)
+
+    def _in_every_thread(self, do: Callable[[], None]) -> None:
+        everybody = threading.Barrier(CUSTOMERS_AT_ONCE)
+
+        def together() -> None:
+            everybody.wait()
+            do()
+
+        futures: list[Future[None]] = [self._pool.submit(together) for _ in range(CUSTOMERS_AT_ONCE)]
+        for future in futures:
+            future.result()
+
+
+def open_connection() -> None:
+    """Open the connection of this thread."""
+    connection.ensure_connection()
+
+
+def memory_bytes(processes: Iterable[psutil.Process]) -> int:
+    """What the processes hold; a page that several share is counted once where the system tells, else for each."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.Error):  # it may have ended
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
+    return total
+
+
+@dataclass(kw_only=True)
+class Measuring:
+    """Runs contenders on a database that is brought back before each run, and watches."""
+
+    restore: Callable[[str], None]
+    """Bring back the database of the scenario of that name."""
+    database: psutil.Process | None = None
+    """The database server, where it runs on this machine."""
+    seed: int
+    now: datetime
+    """The moment the scenarios were filled for."""
+    start_up_seconds: Mapping[str, float] = field(default_factory=dict)
+    """By name, of those contenders that are measured on a part: what of their time does not grow with the accounts."""
+
+    def sample(self, contender: Contender, scenario: Scenario, *, round_number: int) -> Sample:
+        """One run of one contender, with its figures, or with what was wrong."""
+        self.restore(scenario.name)
+        base = Sample(scenario=scenario.name, contender=contender.about.name, round=round_number)
+        measured_on = scenario.due if contender.part is None else min(contender.part, scenario.due)
+        payers = scenarios.customers(scenario, seed=self.seed, now=self.now) if contender.part is None else iter(())
+        customers, memory, longest = Customers(payers), PeakMemory(contender), LongestTransaction()
+        try:
+            with ExitStack() as watching:
+                watching.enter_context(memory)
+                if connection.vendor == "postgresql":
+                    watching.enter_context(longest)
+                watching.enter_context(customers)
+                cpu, database_cpu = contender.cpu_seconds(), self._database_cpu_seconds()
+                started = time.perf_counter()
+                contender.run()
+                seconds = time.perf_counter() - started
+                cpu, database_cpu = contender.cpu_seconds() - cpu, self._database_cpu_seconds() - database_cpu
+        except Failed as failure:
+            return replace(base, wrong=str(failure))
+        wrong = scenarios.what_is_wrong(paid=customers.paid, expired=contender.part and measured_on)
+        if wrong:
+            return replace(base, wrong=wrong)
+        grows = scenario.due / measured_on if measured_on else 1.0
+        start_up = self.start_up_seconds.get(contender.about.name, 0.0)
+        return replace(
+            base,
+            measured_on=measured_on,
+            seconds=extrapolate(seconds, fixed=start_up, times=grows),
+            cpu_seconds=extrapolate(cpu, fixed=start_up, times=grows),
+            database_cpu_seconds=database_cpu * grows if self.database else None,
+            peak_memory_bytes=memory.bytes or None,
+            longest_transaction_seconds=max(longest.seconds, longest_slice_seconds()) or None,
+            waits=len(customers.waits),
+            wait_median_seconds=median(customers.waits) if customers.waits else None,
+            wait_p99_seconds=percentile(customers.waits, 99) if customers.waits else None,
+            wait_max_seconds=max(customers.waits, default=None),
+        )
+
+    def _database_cpu_seconds(self) -> float:
+        return cpu_seconds([self.database, *self.database.children()]) if self.database else 0.0
+
+
+def extrapolate(value: float, *, fixed: float, times: float) -> float:
+    """``value`` with what it has beyond ``fixed`` multiplied."""
+    return min(value, fixed) + max(0.0, value - fixed) * times
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The value that so many percent of ``values`` do not exceed."""
+    return sorted(values)[max(0, ceil(len(values) * percent / 100) - 1)]
+
+
+def longest_slice_seconds() -> float:
+    """What the ledger tells of its transactions; 0 when it has no run."""
+    longest = ExpiryRun.objects.aggregate(longest=Max("longest_slice"))["longest"]
+    return longest.total_seconds() if longest else 0.0

@@ -1,0 +1,159 @@
+"""Amounts of work: how the tables are filled, which customers pay meanwhile, and what must come out."""
+
+import random
+from collections.abc import Collection, Iterator
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import connection
+
+from accounts.models import Account
+from comparison.results import Scenario
+
+PERIOD = 1000
+"""Accounts repeat after so many keys, so that a scenario of any size is filled by two statements."""
+
+DUE_OF_PERIOD = {"nothing": 0, "normal": 1, "backlog": 800}
+TITLES = {
+    "nothing": "Nothing due among {accounts:,} accounts",
+    "normal": "A normal day: {due:,} of {accounts:,} accounts are due",
+    "backlog": "A backlog: {due:,} of {accounts:,} accounts are due",
+}
+OTHERS = {
+    Account.TRIALING: 25,
+    Account.ACTIVE: 50,
+    Account.TRIAL_EXPIRED: 10,
+    Account.CANCELED: 8,
+    Account.PAST_DUE: 3,
+    Account.BETA: 2,
+    Account.EXEMPT: 2,
+}
+"""How often each status comes among the accounts that are not due."""
+
+Row = tuple[Account.Status, datetime, datetime]  # status, created, trial_ends_at
+
+NUMBERS = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < %s)"
+
+
+def fill_users(accounts: int, *, now: datetime) -> None:
+    """Replace all users by that many."""
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM accounts_account")
+        cursor.execute("DELETE FROM accounts_user")
+        cursor.execute(
+            f"""{NUMBERS} INSERT INTO accounts_user (id, password, is_superuser, username, first_name, last_name,
+                email, is_staff, is_active, date_joined)
+            SELECT n, '!', false, 'user' || n, 'Ada', 'Berg', 'user' || n || '@example.com', false, true, %s
+            FROM numbers""",  # noqa: S608 (ours)
+            [accounts, connection.ops.adapt_datetimefield_value(now - timedelta(days=200))],
+        )
+
+
+def fill_accounts(accounts: int, *, kind: str, seed: int, now: datetime) -> Scenario:
+    """Give every user an account, and note in the table ``expected`` which of them must expire.
+
+    Nothing falls due within the day after ``now`` that is not due at ``now``.
+    """
+    adapt = connection.ops.adapt_datetimefield_value
+    rows = [
+        (position, str(status), adapt(created), adapt(trial_ends_at))
+        for position, (status, created, trial_ends_at) in enumerate(period(kind, seed=seed, now=now))
+    ]
+    moment = "timestamptz" if connection.vendor == "postgresql" else "datetime"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TEMPORARY TABLE period"
+            f" (position integer PRIMARY KEY, status varchar(13), created {moment}, trial_ends_at {moment})"
+        )
+        cursor.executemany("INSERT INTO period VALUES (%s, %s, %s, %s)", rows)
+        cursor.execute(
+            f"""{NUMBERS} INSERT INTO accounts_account (id, user_id, status, created, trial_ends_at)
+            SELECT n, n, status, created, trial_ends_at FROM numbers JOIN period ON position = n %% {PERIOD}
+            ORDER BY n""",  # noqa: S608 (ours)
+            [accounts],
+        )
+        due, parameters = Account.objects.due(now).values("pk").query.sql_with_params()
+        cursor.execute("CREATE TABLE expected (id bigint PRIMARY KEY)")
+        cursor.execute(f"INSERT INTO expected {due}", parameters)
+        cursor.execute("CREATE TABLE others AS " + STATUS_OF_OTHERS)
+        cursor.execute("SELECT count(*) FROM expected")
+        due_count = cursor.fetchone()[0]
+    return Scenario(
+        name=f"{kind}-{accounts}",
+        kind=kind,
+        title=TITLES[kind].format(due=due_count, accounts=accounts),
+        accounts=accounts,
+        due=due_count,
+        baseline="",
+        contenders=(),
+    )
+
+
+def period(kind: str, *, seed: int, now: datetime) -> list[Row]:
+    """The accounts of ``PERIOD`` consecutive keys, the first of them divisible by it."""
+    rng = random.Random(f"{kind}-{seed}")  # noqa: S311 (a sample, not a secret)
+    trial, grace = timedelta(days=settings.TRIAL_DAYS), timedelta(days=settings.TRIAL_GRACE_DAYS)
+    rows = []
+    for status in rng.choices(list(OTHERS), weights=list(OTHERS.values()), k=PERIOD - DUE_OF_PERIOD[kind]):
+        ended = -rng.randint(2, settings.TRIAL_DAYS) if status == Account.TRIALING else rng.randint(-50, 400)
+        trial_ends_at = now - timedelta(days=ended)
+        rows.append((status, trial_ends_at - trial, trial_ends_at))
+    for _ in range(DUE_OF_PERIOD[kind]):
+        trial_ends_at = now - grace - timedelta(hours=rng.randint(1, 24 * 30))
+        rows.append((Account.TRIALING, trial_ends_at - trial, trial_ends_at))
+    rng.shuffle(rows)
+    return rows
+
+
+def customers(scenario: Scenario, *, seed: int, now: datetime) -> Iterator[int]:
+    """Keys of due accounts, at random and each once: at most half of them, so that work is left."""
+    rng = random.Random(seed)  # noqa: S311
+    limit = now - timedelta(days=settings.TRIAL_GRACE_DAYS)
+    due = [
+        position
+        for position, (status, _, trial_ends_at) in enumerate(period(scenario.kind, seed=seed, now=now))
+        if status == Account.TRIALING and trial_ends_at < limit
+    ]
+    seen: set[int] = set()
+    while len(seen) < scenario.due // 2:
+        key = rng.randrange(0, scenario.accounts + 1, PERIOD) + rng.choice(due)
+        if 0 < key <= scenario.accounts and key not in seen:
+            seen.add(key)
+            yield key
+
+
+STATUS_OF_OTHERS = """
+    SELECT status, count(*) AS number FROM accounts_account
+    WHERE NOT EXISTS (SELECT 1 FROM expected WHERE expected.id = accounts_account.id) GROUP BY status
+"""
+NOT_EXPIRED = """
+    SELECT id FROM expected JOIN accounts_account USING (id)
+    WHERE status <> 'trial_expired' OR trial_expired_at IS NULL OR expiry_run_id IS NULL
+"""
+
+
+def what_is_wrong(*, paid: Collection[int], expired: int | None = None) -> str:
+    """Compare the accounts with the table ``expected``; in words, empty when all is right.
+
+    Args:
+        paid: accounts whose customer paid meanwhile; they must be active.
+        expired: of the due accounts, only so many were to be expired; by default all.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT count(*) FROM ({STATUS_OF_OTHERS} EXCEPT SELECT * FROM others) AS changed")  # noqa: S608
+        if cursor.fetchone()[0]:
+            return "Accounts that were not due have changed their status."
+        cursor.execute("SELECT count(*) FROM expected")
+        due = cursor.fetchone()[0]
+        if expired is not None:
+            cursor.execute(f"SELECT count(*) FROM ({NOT_EXPIRED}) AS left_over")  # noqa: S608
+            left = cursor.fetchone()[0]
+            return "" if due - left == expired else f"{due - left} accounts expired instead of {expired}."
+        cursor.execute(NOT_EXPIRED)
+        left_over = {key for (key,) in cursor.fetchmany(len(paid) + 1000)}
+    robbed = set(paid) - set(Account.objects.filter(pk__in=paid, status=Account.ACTIVE).values_list("pk", flat=True))
+    if robbed:
+        return f"{len(robbed)} account(s) expired although their customer had paid."
+    if left_over - set(paid):
+        return f"Of {due} due accounts, {len(left_over - set(paid))} or more did not expire, or lack a column."
+    return ""

@@ -1,0 +1,116 @@
+"""A database and a broker to throw away, and the processes that know no others."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+from django.db import connection, connections
+from psycopg.sql import SQL, Identifier
+
+from comparison import SCRATCH, servers
+
+
+@contextmanager
+def environment(*, database_url: str | None = None, sqlite: bool = False) -> Iterator[dict[str, str]]:
+    """The environment of a process that can reach a scratch database and broker only; both are gone afterwards.
+
+    Args:
+        database_url: a PostgreSQL server to make the database on, and drop it from; by default an embedded one.
+        sqlite: no server at all, a file.
+
+    Raises:
+        psycopg.Error: the server does not answer, or does not let this user create a database.
+    """
+    name = SCRATCH + secrets.token_hex(4)
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-paths-"))
+        if sqlite:
+            url = f"sqlite:///{directory}/{name}.sqlite3"
+        else:
+            server = database_url or stack.enter_context(servers.postgres())
+            url = urlsplit(server)._replace(path=f"/{name}").geturl()
+            maintenance = urlsplit(server)._replace(path="/postgres").geturl()
+            with psycopg.connect(maintenance, autocommit=True, connect_timeout=5) as postgres:
+                postgres.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+            stack.callback(drop_databases, maintenance, name)
+        broker = stack.enter_context(servers.valkey())
+        # Nothing of the caller's own settings: no .env file, no TRIAL_DAYS, no second broker.
+        inherited = ("TRIAL_", "CELERY_", "REDIS_", "DJANGO_", "DATABASE_", "PG")
+        yield {
+            **{variable: value for variable, value in os.environ.items() if not variable.startswith(inherited)},
+            "DJANGO_SETTINGS_MODULE": "comparison.settings",
+            "DJANGO_ENV_FILE": os.devnull,
+            "DJANGO_DEBUG": "0",  # as it is deployed: Django then keeps no list of queries
+            "DJANGO_SECRET_KEY": secrets.token_urlsafe(50),
+            "DJANGO_ALLOWED_HOSTS": "localhost",
+            "DATABASE_URL": url,
+            "CELERY_BROKER_URL": broker,
+            "TMPDIR": directory,
+        }
+
+
+def drop_databases(url: str, name: str) -> None:
+    """Drop the database of that name and every one whose name begins with it and ``_``."""
+    with psycopg.connect(url, autocommit=True, connect_timeout=5) as postgres:
+        mine = "SELECT datname FROM pg_database WHERE datname = %s OR starts_with(datname, %s)"
+        for (database,) in postgres.execute(mine, [name, f"{name}_"]).fetchall():
+            postgres.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(database)))
+
+
+class Database:
+    """The scratch database as a thing that can be put aside and brought back exactly as it was.
+
+    Brought back is a copy of its files: fresh tables and indexes, the same for every contender, whatever the one before
+    did to them.
+    """
+
+    def __init__(self) -> None:
+        self.name = str(connection.settings_dict["NAME"])
+
+    def keep(self, what: str) -> None:
+        """Put a copy of the database aside, under that name."""
+        if connection.vendor == "sqlite":
+            with connection.cursor() as cursor:
+                cursor.execute("VACUUM")
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connections.close_all()
+            shutil.copyfile(self.name, f"{self.name}.{what}")
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute("VACUUM (FREEZE, ANALYZE)")
+            self._copy(self.name, f"{self.name}_{what}")
+
+    def restore(self, what: str) -> None:
+        """Replace the database by the copy of that name."""
+        if connection.vendor == "sqlite":
+            connections.close_all()
+            for leftover in ("-wal", "-shm"):
+                Path(self.name + leftover).unlink(missing_ok=True)
+            shutil.copyfile(f"{self.name}.{what}", self.name)
+        else:
+            self._copy(f"{self.name}_{what}", self.name)
+
+    def forget(self, what: str) -> None:
+        """Drop the copy of that name."""
+        if connection.vendor == "sqlite":
+            Path(f"{self.name}.{what}").unlink()
+        else:
+            with connection._nodb_cursor() as cursor:
+                cursor.execute(SQL("DROP DATABASE {}").format(Identifier(f"{self.name}_{what}")))
+
+    def _copy(self, source: str, target: str) -> None:
+        connections.close_all()
+        statements = (
+            SQL("DROP DATABASE IF EXISTS {target} WITH (FORCE)"),
+            # Files, not WAL: for a large database several times faster, and it ends with a checkpoint.
+            SQL("CREATE DATABASE {target} TEMPLATE {source} STRATEGY file_copy"),
+        )
+        with connection._nodb_cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement.format(source=Identifier(source), target=Identifier(target)))
