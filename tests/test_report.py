@@ -1,0 +1,327 @@
+"""What is made of a comparison's result: the verdict, the tables, and the page, looked at in a real browser."""
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
+
+from comparison import plots, verdict
+from comparison.report import print_report, write_html
+from comparison.results import Result, Sample, Scenario
+from comparison.verdict import Finding
+from comparison.wording import duration, extent, figure, times
+from tests import comparison_example
+
+Rounds = Sequence[float]
+
+
+def backlog(due: int) -> Scenario:
+    return Scenario(
+        name=f"backlog-{due}",
+        kind="backlog",
+        title=f"A backlog of {due}",
+        accounts=due,
+        due=due,
+        baseline="raw-sql",
+        contenders=("raw-sql", "one-update", "command", "celery-2"),
+    )
+
+
+def measured(
+    scenarios: Mapping[Scenario, Mapping[str, Rounds]], *, measure: str = "seconds", interval: float = 3600
+) -> Result:
+    """A result of which only this was measured: one measure, for each contender a value a round. Seconds are all 1."""
+    example = comparison_example.result()
+    figures: dict[str, Any] = {"seconds": 1.0}
+    samples = [
+        Sample(scenario=scenario.name, contender=name, round=number, **figures | {measure: value})
+        for scenario, by_contender in scenarios.items()
+        for name, values in by_contender.items()
+        for number, value in enumerate(values, start=1)
+    ]
+    return replace(
+        example,
+        options=replace(example.options, interval_seconds=interval),
+        scenarios=tuple(scenarios),
+        samples=tuple(samples),
+        start_ups=(),
+        due_queries=(),
+        standing=(),
+        timeliness=(),
+        recoveries=(),
+    )
+
+
+def said(finding: Finding | None) -> str:
+    """The words, with ordinary spaces."""
+    assert finding
+    return f"{finding.title}. {finding.text}".replace("\N{NO-BREAK SPACE}", " ")
+
+
+# --- The verdict ---
+
+
+@pytest.mark.parametrize(
+    ("command", "celery", "expected"),
+    [
+        ([4.0, 5.0, 4.5], [2.0, 2.5, 2.2], "time is no reason for Celery"),
+        ([4.0, 5.0, 4.5], [4.4, 4.9, 4.6], "the command is enough. The command finished the largest backlog"),
+        ([4.0, 5.0, 4.5], [4.1, 5.1, 4.6], "took longer, 4.60 s."),
+        ([359.0] * 3, [200.0] * 3, "time is no reason for Celery"),
+        ([361.0] * 3, [200.0] * 3, "Celery buys time that counts"),
+        ([3599.0] * 3, [1800.0] * 3, "100% of that"),
+        ([3600.0] * 3, [1800.0] * 3, "too slow for its schedule"),
+        ([3600.0] * 3, [3599.0] * 3, "which fits"),
+        ([3600.0] * 3, [3600.0] * 3, "which does not fit either"),
+    ],
+)
+def test_the_short_answer_weighs_what_celery_saves_against_the_schedule(
+    command: Rounds, celery: Rounds, expected: str
+) -> None:
+    result = measured({backlog(1000): {"command": command, "celery-2": celery}})
+
+    assert expected in said(verdict.short_answer(result))
+
+
+@pytest.mark.parametrize(
+    ("celery", "expected"),
+    [
+        ([0.9, 0.9, 0.9], "The command took 1 s, Celery with 2 processes 900 ms."),
+        ([0.9, 0.9, 1.0], "no difference"),
+        ([1.1, 1.2, 1.3], "The command took 1 s, Celery with 2 processes 1.20 s."),
+    ],
+)
+def test_a_difference_is_one_only_when_it_shows_in_every_round(celery: Rounds, expected: str) -> None:
+    nothing = replace(backlog(1000), name="nothing-1000", kind="nothing", due=0)
+    times_of_both = {"command": [1.0] * 3, "celery-2": celery}
+
+    words = said(verdict.nothing_due(measured({backlog(1000): times_of_both, nothing: times_of_both})))
+
+    assert expected in words
+    assert ("no difference" in words) == (max(celery) == 1.0)
+
+
+@pytest.mark.parametrize(
+    ("faster_at", "expected"),
+    [
+        ((), "No crossover was found. Up to 300 due accounts"),
+        ((100, 200, 300), "faster at every size. Celery with 2 processes finished before the command from 100 due"),
+        ((300,), "Where the crossover lies. Between 200 and 300 due accounts"),
+        ((200, 300), "Where the crossover lies. Between 100 and 200 due accounts"),
+        ((100, 300), "No clear crossover. Celery with 2 processes was faster with 100 and 300 due accounts"),
+        ((100,), "No clear crossover. Celery with 2 processes was faster with 100 due accounts"),
+    ],
+)
+def test_the_crossover_lies_between_two_sizes_that_were_measured(faster_at: tuple[int, ...], expected: str) -> None:
+    result = measured(
+        {
+            backlog(due): {"command": [4.0, 4.2, 4.4], "celery-2": [3.0] * 3 if due in faster_at else [4.0, 4.3, 4.3]}
+            for due in (100, 200, 300)
+        }
+    )
+
+    words = said(verdict.crossover(result))
+
+    assert expected in words
+    assert ("It saved 1.20 s of 4.20 s" in words) == bool(faster_at)
+
+
+@pytest.mark.parametrize(
+    ("celery", "expected"),
+    [
+        ([0.04] * 3, "waited less for Celery"),
+        ([0.04, 0.05, 0.06], "no difference"),
+        ([0.06] * 3, "waited less for the command"),
+    ],
+)
+def test_customers_waits_are_compared_between_the_paths(celery: Rounds, expected: str) -> None:
+    waits = {"command": [0.05] * 3, "celery-2": celery, "one-update": [4.0] * 3}
+
+    words = said(verdict.customers_wait(measured({backlog(1000): waits}, measure="wait_p99_seconds")))
+
+    assert expected in words
+    assert "one update() of all accounts it was 4 s, 80.0\N{MULTIPLICATION SIGN} as long" in words
+
+
+def test_where_one_update_makes_nobody_wait_longer_it_is_not_said_to() -> None:
+    waits = {"command": [0.05] * 3, "one-update": [0.04, 0.05, 0.06]}
+
+    words = said(verdict.customers_wait(measured({backlog(1000): waits}, measure="wait_p99_seconds")))
+
+    assert words.endswith("one update() of all accounts it was 50 ms.")
+
+
+@pytest.mark.parametrize(("later", "expected"), [(35.0, "the schedule decides"), (37.0, "by Celery with 2 processes")])
+def test_lateness_is_the_schedules_unless_a_path_adds_a_hundredth_of_it(later: float, expected: str) -> None:
+    example = comparison_example.result()
+    ours = next(each for each in example.timeliness if each.contender == "command")
+    theirs = replace(ours, contender="celery-2", average_seconds=ours.average_seconds + later)
+
+    assert expected in said(verdict.lateness(replace(example, timeliness=(ours, theirs))))
+
+
+def test_what_stands_while_idle_is_added_up_for_each_size_of_the_worker() -> None:
+    words = said(verdict.idle_cost(comparison_example.result()))
+
+    assert "159 MB in 4 processes (worker with 1) and 183 MB in 5 processes (worker with 2)" in words
+
+
+@pytest.mark.parametrize(("rounds", "doubtful"), [(1, True), (2, True), (3, False)])
+def test_few_rounds_are_a_reason_for_doubt(rounds: int, doubtful: bool) -> None:
+    example = comparison_example.result()
+
+    finding = verdict.too_few_rounds(replace(example, options=replace(example.options, rounds=rounds)))
+
+    assert (finding is not None) == doubtful
+
+
+def test_of_what_was_not_measured_nothing_is_said() -> None:
+    assert verdict.verdict(measured({})) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0, "0"), (0.01234, "0.0123"), (1.204, "1.20"), (3.0, "3"), (9.996, "10"), (123.4, "123"), (12345, "12,300")],
+)
+def test_figures_have_three_significant_digits(value: float, expected: str) -> None:
+    assert figure(value) == expected
+
+
+def test_durations_come_in_the_unit_that_suits() -> None:
+    spoken = [duration(seconds) for seconds in (0, 0.00035, 0.9994, 0.9996, 119, 120, 3600, 7200)]
+
+    assert [each.replace("\N{NO-BREAK SPACE}", " ") for each in spoken] == [
+        *("0 µs", "350 µs", "999 ms", "1 s", "119 s", "2 min", "60 min", "2 h"),
+    ]
+
+
+def test_a_range_says_its_unit_once_and_a_ratio_keeps_its_zeros() -> None:
+    assert extent(duration(4.24), duration(4.77)) == f"4.24 to {duration(4.77)}"
+    assert extent(duration(0.9), duration(4.77)) == f"{duration(0.9)} to {duration(4.77)}"
+    assert times(1) == "1.00\N{MULTIPLICATION SIGN}"
+
+
+# --- The tables and the page ---
+
+WRONG = "11 accounts expired that were not due."
+
+
+@pytest.fixture
+def result() -> Result:
+    """The example as read from its JSON, with what can go wrong in it, and a kind of scenario nobody foresaw."""
+    example = Result.from_json(comparison_example.result().to_json())
+    notices = replace(
+        example.scenarios[0],
+        name="notices-1000",
+        kind="notices",
+        title="1,000 notices through a slow <server>",
+        baseline="command",
+        contenders=("command", "celery-1", "celery-2"),
+    )
+    return replace(
+        example,
+        scenarios=(*example.scenarios, notices),
+        samples=(
+            *(
+                replace(each, wrong=WRONG, seconds=None)
+                if (each.scenario, each.contender) == ("normal-1000000", "one-update")
+                else each
+                for each in example.samples
+            ),
+            *(
+                Sample(scenario=notices.name, contender=name, round=number, seconds=seconds + number)
+                for name, seconds in (("command", 100), ("celery-1", 103), ("celery-2", 52))
+                for number in (1, 2, 3)
+            ),
+        ),
+    )
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_terminal_shows_every_scenario_and_the_verdict(result: Result, width: int) -> None:
+    output = StringIO()
+
+    print_report(result, Console(file=output, width=width))
+
+    text = " ".join(output.getvalue().split())
+    assert [each.title for each in result.scenarios[:2] if each.title not in text] == []
+    assert [each.title for each in verdict.verdict(result) if each.title not in text] == []
+    assert WRONG in text
+    assert max(len(line) for line in output.getvalue().splitlines()) <= width
+
+
+def test_the_page_needs_nothing_but_itself(result: Result, tmp_path: Path) -> None:
+    write_html(replace(result, scenarios=result.scenarios[-2:]), tmp_path / "report.html")
+
+    html = (tmp_path / "report.html").read_text()
+    assert re.findall(r"""(?:src|href)=["'](?!#|data:,)[^"']*|url\((?!["']?#)[^)]*|@import|<script""", html) == []
+    assert "slow &lt;server&gt;" in html
+    ids = re.findall(r'\sid="([^"]*)"', html)
+    assert len(ids) == len(set(ids))
+    assert "#0102" not in html  # every colour of a plot is the page's
+
+
+def test_the_same_figures_make_the_same_plot() -> None:
+    row = plots.Row(label="command", values=[1.0, 1.2], colour=plots.Colour.COMMAND)
+
+    assert plots.rounds("Time", [row], show=times) == plots.rounds("Time", [row], show=times)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, headless."""
+    executable = shutil.which("chromium")
+    if not executable:
+        pytest.skip("needs Chromium: apt install chromium")
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"]) as browser,
+    ):
+        yield browser
+
+
+OVERLAPPING_TEXT = """() => [...document.querySelectorAll('svg')].filter(svg => svg.getBoundingClientRect().width)
+    .flatMap(svg => {
+        const boxes = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+        return boxes.flatMap(([a, p], i) => boxes.slice(i + 1)
+            .filter(([b, q]) => Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1
+                             && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 3)
+            .map(([b, q]) => `${svg.getAttribute('aria-label')}: ${a} / ${b}`));
+    })"""
+
+
+def watch(page: Page) -> list[str]:
+    """A list that fills with the addresses the page asks for."""
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    return requests
+
+
+def test_a_browser_shows_the_page_on_screen_and_phone_in_light_and_dark(
+    result: Result, browser: Browser, tmp_path: Path
+) -> None:
+    write_html(result, tmp_path / "report.html")
+    backgrounds = set()
+    for width, scheme in ((1000, "light"), (1000, "dark"), (375, "light"), (375, "dark")):
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+        requests = watch(page)
+
+        page.goto((tmp_path / "report.html").as_uri())
+
+        assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+        assert page.console_messages() == []
+        assert page.page_errors() == []
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(OVERLAPPING_TEXT) == []
+        assert page.get_by_role("img").count() == page.locator("figure").count()
+        assert page.get_by_text(WRONG).first.is_visible()
+        backgrounds.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
+        page.close()
+    assert len(backgrounds) == 2
