@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from django.utils.safestring import SafeString
-
 from comparison import plots
-from comparison.plots import Colour
+from comparison.plots import Colour, Plot
 from comparison.results import Contender, Result, Scenario
 from comparison.sheets import taking_part, with_processes
-from comparison.verdict import COMMAND, by_round
+from comparison.verdict import COMMAND, ratios
 from comparison.wording import duration, listed, memory, times
 
 
@@ -18,22 +16,22 @@ class Picture:
     """A plot with what it needs to be read."""
 
     title: str
-    svg: SafeString
+    plot: Plot
     caption: str
 
 
 def scenario_pictures(result: Result, scenario: Scenario) -> Iterator[Picture]:
     """Time, and how long customers waited."""
     timed = [each for each in taking_part(result, scenario) if result.figure(scenario.name, each.name, "seconds")]
-    ratios = {each.name: by_round(result, scenario, each.name, scenario.baseline) for each in timed}
-    middle = sorted(min(values) for values in ratios.values() if values)
+    relative = {each.name: ratios(result, scenario, each.name, scenario.baseline) for each in timed}
+    middle = sorted(min(values) for values in relative.values() if values)
     titles = {each.name: each.title for each in result.contenders}
     show: plots.Show
     dots = "A dot is a round; the line, and the figure, is the median of all. "
     # Seconds where the baseline is so quick that a ratio to it says nothing.
     if middle and middle[len(middle) // 2] < 10:
         title, show = f"Time, as a multiple of “{titles[scenario.baseline]}”", times
-        rows = [_row(result, each, ratios[each.name]) for each in timed if ratios[each.name]]
+        rows = [_row(result, each, relative[each.name]) for each in timed if relative[each.name]]
         caption = dots + "Each is divided by the baseline of its own round."
     else:
         title, show = "Time, seconds", duration
@@ -41,12 +39,12 @@ def scenario_pictures(result: Result, scenario: Scenario) -> Iterator[Picture]:
         rows = [_row(result, each, [value for value in samples[each.name] if value is not None]) for each in timed]
         caption = dots
     if rows:
-        yield Picture(title="Time", svg=plots.rounds(title, rows, show=show), caption=caption.strip())
+        yield Picture(title="Time", plot=plots.rounds(title, rows, show=show), caption=caption.strip())
     waits = [_row(result, each, values) for each in timed if (values := _waited(result, scenario, each))]
     if waits:
         yield Picture(
             title="How long a paying customer waits",
-            svg=plots.spans("Milliseconds", waits, show=lambda value: duration(value / 1000)),
+            plot=plots.spans("Milliseconds", waits, show=lambda value: duration(value / 1000)),
             caption="● the median, ┃ the 99th percentile, ◆ the longest, which is the figure. "
             "The scale is logarithmic.",
         )
@@ -70,7 +68,7 @@ def growth_pictures(result: Result, series: list[Scenario]) -> Iterator[Picture]
         if lines:
             yield Picture(
                 title=f"{title} as the work grows",
-                svg=plots.growth(title, lines, x_unit="due accounts", y_unit=f"{title}, {unit}"),
+                plot=plots.growth(title, lines, x_unit="due accounts", y_unit=f"{title}, {unit}"),
                 caption="Medians. Both scales are logarithmic.",
             )
 
@@ -89,7 +87,7 @@ def standing_picture(result: Result) -> Picture:
     order = listed(["worker", *(each.role for each in fixed)])
     return Picture(
         title="Memory while idle",
-        svg=plots.stacks("Memory while idle, MB", bars, show=lambda value: memory(value * 1e6)),
+        plot=plots.stacks("Memory while idle, MB", bars, show=lambda value: memory(value * 1e6)),
         caption=f"From left to right: {order}. Pages that processes share are counted once, where the system tells.",
     )
 

@@ -71,11 +71,19 @@ class Part:
     colour: Colour
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plot:
+    """The same plot twice, as ``<svg>`` elements; the page shows one of them."""
+
+    wide: SafeString
+    narrow: SafeString
+
+
 Show = Callable[[float], str]
 """How a value is written beside its row."""
 
 
-def rounds(title: str, rows: Sequence[Row], *, show: Show) -> SafeString:
+def rounds(title: str, rows: Sequence[Row], *, show: Show) -> Plot:
     """Every value as a dot and the median as a line, labelled, from zero.
 
     One row more than ten times as long as all others would press them together: it is only named, at the edge.
@@ -108,7 +116,7 @@ def rounds(title: str, rows: Sequence[Row], *, show: Show) -> SafeString:
     return _picture(title, draw, data=rows, rows=len(rows))
 
 
-def spans(title: str, rows: Sequence[Row], *, show: Show) -> SafeString:
+def spans(title: str, rows: Sequence[Row], *, show: Show) -> Plot:
     """The three values of each row, ascending, on a logarithmic axis: a dot, a line, and a diamond that is labelled."""
 
     def draw(axes: Axes, *, wide: bool) -> None:
@@ -126,7 +134,7 @@ def spans(title: str, rows: Sequence[Row], *, show: Show) -> SafeString:
     return _picture(title, draw, data=rows, rows=len(rows))
 
 
-def growth(title: str, lines: Sequence[Line], *, x_unit: str, y_unit: str) -> SafeString:
+def growth(title: str, lines: Sequence[Line], *, x_unit: str, y_unit: str) -> Plot:
     """Lines on two logarithmic axes, each named where it ends."""
 
     def draw(axes: Axes, *, wide: bool) -> None:
@@ -158,14 +166,16 @@ def growth(title: str, lines: Sequence[Line], *, x_unit: str, y_unit: str) -> Sa
         axes.set_xlim(right=max(line.points[-1][0] for line in lines))
         axes.set_xlabel(x_unit)
         axes.set_ylabel(y_unit)
-        _plain(axes.xaxis, [x for line in lines for x, _ in line.points])
+        sizes = sorted({x for line in lines for x, _ in line.points})
+        axes.set_xticks(sizes, [f"{x:,.0f}" if wide else _short(x) for x in sizes])
+        axes.xaxis.set_minor_locator(NullLocator())
         _plain(axes.yaxis, [y for line in lines for _, y in line.points])
         axes.grid(visible=True, axis="both")
 
     return _picture(title, draw, data=lines, rows=9)
 
 
-def stacks(title: str, bars: Sequence[tuple[str, Sequence[Part]]], *, show: Show) -> SafeString:
+def stacks(title: str, bars: Sequence[tuple[str, Sequence[Part]]], *, show: Show) -> Plot:
     """Bars made of parts; a part is named inside where it is wide enough."""
     longest = max((sum(part.value for part in parts) for _, parts in bars), default=0) or 1
 
@@ -191,13 +201,12 @@ def stacks(title: str, bars: Sequence[tuple[str, Sequence[Part]]], *, show: Show
     return _picture(title, draw, data=bars, rows=len(bars))
 
 
-def _picture(title: str, draw: Callable[..., None], *, data: object, rows: int) -> SafeString:
-    versions = []
-    for name, width in (("wide", WIDE), ("narrow", NARROW)):
+def _picture(title: str, draw: Callable[..., None], *, data: object, rows: int) -> Plot:
+    def version(name: str, width: int) -> SafeString:
         salt = f"{title} {data} {name}"  # ids follow from it, and no two pictures of a page may share one
-        svg = _svg(title, draw, width=width, rows=rows, wide=name == "wide", salt=salt)
-        versions.append(format_html('<div class="{}">{}</div>', name, svg))
-    return mark_safe("\n".join(versions))  # noqa: S308 (escaped by format_html)
+        return _svg(title, draw, width=width, rows=rows, wide=name == "wide", salt=salt)
+
+    return Plot(wide=version("wide", WIDE), narrow=version("narrow", NARROW))
 
 
 def _svg(title: str, draw: Callable[..., None], *, width: int, rows: int, wide: bool, salt: str) -> SafeString:
@@ -231,6 +240,7 @@ def _svg(title: str, draw: Callable[..., None], *, width: int, rows: int, wide: 
     used = set(re.findall(r'#([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", svg)
     svg = re.sub(r"font: [^;\"]*", "", svg)  # the page's
+    svg = svg.replace("xlink:href", "href")
     for colour in Colour:
         svg = svg.replace(colour.value, colour.variable)
     head = format_html('<svg role="img" aria-label="{}" viewBox="0 0 ', title)
@@ -269,6 +279,10 @@ def _apart(values: Sequence[float], gap: float) -> list[float]:
             pools[-2:] = [pools[-2] + pools[-1]]
     places = [fmean(pool) for pool in pools for _ in pool]
     return [places[order.index(index)] + order.index(index) * gap for index in range(len(values))]
+
+
+def _short(number: float) -> str:
+    return f"{number / 1e6:g} M" if number >= 1e6 else f"{number / 1e3:g} k" if number >= 1e3 else f"{number:g}"
 
 
 def _wrapped(text: str, *, wide: bool, width: int) -> str:

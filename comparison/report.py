@@ -16,7 +16,7 @@ from comparison import pictures, sheets
 from comparison.pictures import Picture
 from comparison.results import Result
 from comparison.sheets import Sheet
-from comparison.verdict import verdict
+from comparison.verdict import backlogs, verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +60,20 @@ def write_html(result: Result, path: Path) -> None:
         "facts": sheets.facts(result),
     }
     path.write_text(render_to_string("comparison/report.html", context), encoding="utf-8")
+
+
+def write_svg(result: Result, path: Path) -> None:
+    """Write the plot of time against due accounts to ``path``, a picture for pages such as README.md.
+
+    Raises:
+        ValueError: the result has fewer than two backlogs, so nothing grows.
+    """
+    growth = list(pictures.growth_pictures(result, backlogs(result)))
+    if not growth:
+        raise ValueError("There is no growth to draw: only one size was measured.")
+    head, body = growth[0].plot.wide.split(">", 1)
+    style = render_to_string("comparison/colours.css") + "svg { background: var(--paper); font: 13px sans-serif; }"
+    path.write_text(f"{head}><style>{style}</style>{body}", encoding="utf-8")
 
 
 def sections(result: Result, *, draw: bool = False) -> Iterator[Section]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from comparison.results import MEASURES, Contender, Result, Scenario, Spread
 from comparison.verdict import ARTICLE, COMMAND, celery, held_while_idle, largest_backlog
@@ -45,12 +46,12 @@ def between(spread: Spread, measure: str) -> str:
 def scenario_sheets(result: Result, scenario: Scenario) -> Iterator[Sheet]:
     """The work of every contender, and what it did to others; of the measures, those that were taken."""
     titles = {each.name: each.title for each in result.contenders}
-    rounds = f"{result.options.rounds} round{'s' if result.options.rounds > 1 else ''}"
+    rounds = f"medians of {result.options.rounds} rounds" if result.options.rounds > 1 else "one round"
     yield _contenders_sheet(
         result,
         scenario,
         WORK,
-        caption=f"The work, medians of {rounds}; the ratio is to “{titles[scenario.baseline]}” in the same round",
+        caption=f"The work, {rounds}; the ratio is to “{titles[scenario.baseline]}” in the same round",
     )
     if any(result.figure(scenario.name, name, measure) for name in scenario.contenders for measure in LOCKS):
         yield _contenders_sheet(
@@ -63,27 +64,34 @@ def _contenders_sheet(result: Result, scenario: Scenario, headings: dict[str, st
     taken = [
         measure for measure in headings if any(result.figure(scenario.name, each.name, measure) for each in contenders)
     ]
-    timed = "seconds" in taken
+    timed, several = "seconds" in taken, result.options.rounds > 1
     columns = ["", *(headings[measure] for measure in taken)]
     if timed:
-        columns[2:2] = ["rounds", "ratio"]
+        columns[2:2] = ["rounds", "ratio"] if several else ["ratio"]
+    paid = not timed and any(each.waits for each in result.samples if each.scenario == scenario.name)
+    if paid:
+        columns.append("payments")
     rows, notes = [], []
     for contender in contenders:
+        samples = result.of(scenario.name, contender.name)
         if reason := result.wrong(scenario.name, contender.name):
             rows.append((contender.title, "wrong", *("" for _ in columns[2:])))
-            notes.append(f"{contender.title} is not timed: {reason}")
+            if timed:
+                notes.append(f"{contender.title} is not timed: {reason}")
             continue
         cells = []
         for measure in taken:
             figure = result.figure(scenario.name, contender.name, measure)
             cells.append(quantity(measure, figure.spread.median) if figure else "")
             if measure == "seconds":
-                cells.append(between(figure.spread, measure) if figure else "")
+                cells += [between(figure.spread, measure) if figure else ""] if several else []
                 cells.append(times(figure.ratio.median) if figure and figure.ratio else "")
+        if paid:
+            cells.append(accounts(sum(each.waits for each in samples)))
         rows.append((contender.title, *cells))
-        parts = [each.measured_on for each in result.of(scenario.name, contender.name) if each.measured_on]
-        if timed and 0 < min(parts, default=0) < scenario.due:
-            notes.append(f"{contender.title} was measured on {accounts(min(parts))}, its times extrapolated to all.")
+        part = min((each.measured_on for each in samples if each.measured_on), default=0)
+        if timed and 0 < part < scenario.due:
+            notes.append(f"{contender.title} was measured on {accounts(part)}, its times extrapolated to all.")
     return Sheet(caption=caption, columns=tuple(columns), rows=tuple(rows), note=" ".join(notes))
 
 
@@ -190,7 +198,7 @@ def facts(result: Result) -> list[tuple[str, str]]:
     """Where, when and with what it was measured."""
     machine, options = result.machine, result.options
     return [
-        ("Measured", options.measured),
+        ("Measured", f"{datetime.fromisoformat(options.measured):%Y-%m-%d %H:%M} UTC"),
         ("Processor", f"{machine.cpu}, {machine.cores} cores"),
         ("Memory", f"{machine.memory_bytes / 1e9:.1f} GB"),
         ("System", machine.system),

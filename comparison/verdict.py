@@ -1,14 +1,15 @@
 """What a comparison's figures say, in plain words: what Celery costs, what it buys, and from which size.
 
 Pure functions of a ``Result``. They claim no more than the figures show: two contenders differ when one was faster in
-every round, and otherwise "this run shows no difference". Where something was not measured, nothing is said of it.
+every round, and otherwise this run shows no difference. Where something was not measured, nothing is said of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from statistics import median
 
-from comparison.results import Contender, Result, Scenario, Spread, Standing
+from comparison.results import Contender, Result, Scenario, Standing
 from comparison.wording import accounts, duration, listed, memory, times
 
 COMMAND, ARTICLE = "command", "one-update"
@@ -37,7 +38,7 @@ def verdict(result: Result) -> list[Finding]:
     return [finding for finding in findings if finding]
 
 
-def by_round(result: Result, scenario: Scenario, first: str, second: str, measure: str = "seconds") -> list[float]:
+def ratios(result: Result, scenario: Scenario, first: str, second: str, measure: str = "seconds") -> list[float]:
     """What ``first`` took, divided by what ``second`` took, round by round; empty when one has no figures."""
     if not all(result.figure(scenario.name, name, measure) for name in (first, second)):
         return []
@@ -49,16 +50,17 @@ def by_round(result: Result, scenario: Scenario, first: str, second: str, measur
     ]
 
 
-def compare(result: Result, scenario: Scenario, first: str, second: str, measure: str = "seconds") -> Spread | None:
-    """The spread of ``by_round``."""
-    return Spread.of(by_round(result, scenario, first, second, measure))
+MANY_ROUNDS = 3
+MARGIN = 0.25
+"""By how much a ratio must differ from 1 where there are fewer rounds than ``MANY_ROUNDS`` to tell it from chance."""
 
 
-def judged(ratio: Spread) -> Comparison:
-    """Faster or slower only when it was so in every round."""
-    if ratio.highest < 1:
+def judged(by_round: Sequence[float]) -> Comparison:
+    """Faster or slower only when it was so in every round; with few rounds, by ``MARGIN``."""
+    margin = 0 if len(by_round) >= MANY_ROUNDS else MARGIN
+    if max(by_round) < 1 - margin:
         return Comparison.FASTER
-    return Comparison.SLOWER if ratio.lowest > 1 else Comparison.SAME
+    return Comparison.SLOWER if min(by_round) > 1 + margin else Comparison.SAME
 
 
 def backlogs(result: Result) -> list[Scenario]:
@@ -94,7 +96,7 @@ def short_answer(result: Result) -> Finding | None:
     duel = _duel(result)
     if not duel:
         return None
-    largest, rival, ratio = duel
+    largest, rival, by_round = duel
     ours, theirs = _median(result, largest, COMMAND), _median(result, largest, rival.name)
     interval = result.options.interval_seconds
     work = f"the largest backlog, {accounts(largest.due)} due accounts,"
@@ -103,12 +105,12 @@ def short_answer(result: Result) -> Finding | None:
         title = "Here the command is too slow for its schedule"
         text = f"It finished {work} {room}. {spoken(rival)} needed {duration(theirs)}"
         text += ", which fits." if theirs < interval else ", which does not fit either: let it run less often."
-    elif judged(ratio) is not Comparison.FASTER:
+    elif judged(by_round) is not Comparison.FASTER:
         title = "On this machine, the command is enough"
         text = f"The command finished {work} {room}. "
         text += (
             f"{spoken(rival)} took longer, {duration(theirs)}."
-            if judged(ratio) is Comparison.SLOWER
+            if judged(by_round) is Comparison.SLOWER
             else f"{spoken(rival)} took {duration(theirs)}, a difference within the spread of this run."
         )
     elif ours < interval / 10:
@@ -169,13 +171,13 @@ def nothing_due(result: Result) -> Finding | None:
     duel = _duel(result, kind="nothing")
     if not duel:
         return None
-    scenario, rival, ratio = duel
+    scenario, rival, by_round = duel
     ours, theirs = _median(result, scenario, COMMAND), _median(result, scenario, rival.name)
     text = f"The command took {duration(ours)}, {spoken(rival)} {duration(theirs)}. "
     start_up = _start_up(result)
-    if judged(ratio) is Comparison.SAME:
+    if judged(by_round) is Comparison.SAME:
         text += "This run shows no difference between them."
-    elif judged(ratio) is Comparison.FASTER and start_up:
+    elif judged(by_round) is Comparison.FASTER and start_up:
         text += f"Python and Django take {duration(start_up)} to start, which cron pays at every run and a worker once."
     return Finding(title="What a run costs when nothing is due", text=text.strip())
 
@@ -185,44 +187,41 @@ def crossover(result: Result) -> Finding | None:
     rival = celery(result)
     if not rival:
         return None
-    judged_at = [
-        (scenario, ratio)
+    by_size = {
+        scenario: judged(by_round)
         for scenario in backlogs(result)
-        if (ratio := compare(result, scenario, rival.name, COMMAND)) is not None
-    ]
-    if not judged_at:
+        if (by_round := ratios(result, scenario, rival.name, COMMAND))
+    }
+    faster = [scenario for scenario, outcome in by_size.items() if outcome is Comparison.FASTER]
+    slower = [scenario for scenario, outcome in by_size.items() if outcome is not Comparison.FASTER]
+    name = spoken(rival)
+    if not by_size:
         return None
-    faster = [judged(ratio) is Comparison.FASTER for _, ratio in judged_at]
-    smallest, largest = judged_at[0][0], judged_at[-1][0]
-    first = faster.index(True) if any(faster) else 0
-    if not any(faster):
-        text = (
-            f"Up to {accounts(largest.due)} due accounts, the most measured, {spoken(rival)} was never faster than the "
-        )
-        text += "command. Where the crossover lies beyond that, if there is one, this run cannot say."
-        return Finding(title="No crossover was found", text=text)
-    if all(faster):
-        title = "Celery was faster at every size"
-        text = f"{spoken(rival)} finished before the command from {accounts(smallest.due)} due accounts, the fewest "
-        text += f"measured, to {accounts(largest.due)}. A crossover, if there is one, lies below. "
-    elif all(faster[first:]):
+    if not faster:
+        title = "No crossover was found"
+        text = f"Up to {accounts(slower[-1].due)} due accounts, the most measured, {name} was not faster than the "
+        text += "command. Whether it is beyond that, this run cannot say."
+    elif not slower:
+        title = "Celery was faster at every size measured"
+        text = f"{name} finished before the command with {accounts(faster[0].due)} due accounts, the fewest measured, "
+        text += "already. Whether the command is faster below that, this run cannot say."
+    elif faster[0].due > slower[-1].due:
         title = "Where the crossover lies"
-        text = f"Between {accounts(judged_at[first - 1][0].due)} and {accounts(judged_at[first][0].due)} due accounts: "
-        text += f"from there on {spoken(rival)} finished before the command. "
+        text = f"Between {accounts(slower[-1].due)} and {accounts(faster[0].due)} due accounts: from there on {name} "
+        text += "finished before the command."
     else:
         title = "No clear crossover"
-        sizes = listed([accounts(each.due) for (each, _), yes in zip(judged_at, faster, strict=True) if yes])
-        text = f"{spoken(rival)} was faster with {sizes} due accounts, and not at the other sizes. "
-    saved = [
-        f"{duration(ours - theirs)} of {duration(ours)} with {accounts(scenario.due)} due"
-        for (scenario, _), yes in zip(judged_at, faster, strict=True)
-        if yes and (ours := _median(result, scenario, COMMAND)) > (theirs := _median(result, scenario, rival.name))
-    ]
+        sizes = listed([accounts(scenario.due) for scenario in faster])
+        text = f"{name} was faster with {sizes} due accounts, and not at the other sizes."
+    saved = []
+    for scenario in dict.fromkeys([*faster[:1], *faster[-1:]]):
+        ours, theirs = (_median(result, scenario, each) for each in (COMMAND, rival.name))
+        saved.append(f"{duration(ours - theirs)} of {duration(ours)} with {accounts(scenario.due)} due")
     if saved:
-        text += f"It saved {listed(list(dict.fromkeys([saved[0], saved[-1]])))}. "
-        if start_up := _start_up(result):
-            text += f"At any size, {duration(start_up)} of the command's time is Python and Django starting."
-    return Finding(title=title, text=text.strip())
+        text += f" It saved {listed(saved)}."
+        if (start_up := _start_up(result)) and start_up < _median(result, faster[0], COMMAND):
+            text += f" Of the command's time, Python and Django take {duration(start_up)} to start, at any size."
+    return Finding(title=title, text=text)
 
 
 def customers_wait(result: Result) -> Finding | None:
@@ -238,31 +237,32 @@ def customers_wait(result: Result) -> Finding | None:
         return f"{duration(_median(result, largest, name, 'wait_p99_seconds'))}{worst}"
 
     text = f"In the largest backlog 99 % of those who paid waited no longer than {waited(COMMAND)} beside the command"
-    if rival and (ratio := compare(result, largest, rival.name, COMMAND, "wait_p99_seconds")):
+    if rival and (by_round := ratios(result, largest, rival.name, COMMAND, "wait_p99_seconds")):
         text += f", {waited(rival.name)} beside {spoken(rival)}. "
         text += {
             Comparison.SAME: "Between these two this run shows no difference.",
-            Comparison.FASTER: "Customers waited less for Celery in every round.",
-            Comparison.SLOWER: "Customers waited less for the command in every round.",
-        }[judged(ratio)]
+            Comparison.FASTER: "Customers waited less for Celery.",
+            Comparison.SLOWER: "Customers waited less for the command.",
+        }[judged(by_round)]
     else:
         text += "."
-    if ratio := compare(result, largest, ARTICLE, COMMAND, "wait_p99_seconds"):
+    if by_round := ratios(result, largest, ARTICLE, COMMAND, "wait_p99_seconds"):
         text += f" Beside one update() of all accounts it was {waited(ARTICLE)}"
-        text += f", {times(ratio.median)} as long as beside the command." if judged(ratio) is Comparison.SLOWER else "."
+        longer = judged(by_round) is Comparison.SLOWER
+        text += f", {times(median(by_round))} as long as beside the command." if longer else "."
     return Finding(title="How long paying customers wait", text=text)
 
 
 def distance_from_the_limit(result: Result) -> Finding | None:
     """The command beside one raw UPDATE."""
     largest = largest_backlog(result)
-    if not largest or not (ratio := compare(result, largest, COMMAND, largest.baseline)):
+    if not largest or not (by_round := ratios(result, largest, COMMAND, largest.baseline)):
         return None
-    text = f"With {accounts(largest.due)} due accounts the command, start-up included, took {times(ratio.median)} the "
-    text += f"time of one raw UPDATE (in the rounds {times(ratio.lowest)} to {times(ratio.highest)})."
-    if locks := compare(result, largest, largest.baseline, COMMAND, "longest_transaction_seconds"):
+    text = f"With {accounts(largest.due)} due accounts the command, start-up included, took {times(median(by_round))} "
+    text += f"the time of one raw UPDATE (in the rounds {times(min(by_round))} to {times(max(by_round))})."
+    if locks := ratios(result, largest, largest.baseline, COMMAND, "longest_transaction_seconds"):
         longest = _median(result, largest, COMMAND, "longest_transaction_seconds")
-        text += f" Its longest transaction was {duration(longest)}; the raw UPDATE's was {times(locks.median)} that."
+        text += f" Its longest transaction was {duration(longest)}; the raw UPDATE's was {times(median(locks))} that."
     return Finding(title="How far from the database's limit", text=text)
 
 
@@ -294,15 +294,18 @@ def recovery(result: Result) -> Finding | None:
     return Finding(title="After a SIGKILL half-way", text=" ".join(told)) if told else None
 
 
-def too_few_rounds(result: Result) -> Finding | None:
-    """A reason for doubt."""
-    if result.options.rounds >= MANY_ROUNDS:
+def how_sure(result: Result) -> Finding | None:
+    """What it takes to be called a difference."""
+    if not result.samples:
         return None
-    text = f"Each contender ran {result.options.rounds} time(s) only. Differences of a few per cent may be chance; "
-    return Finding(title="How sure this is", text=text + f"{MANY_ROUNDS} rounds or more tell better.")
+    rounds = result.options.rounds
+    text = f"Each contender ran {rounds} times, and is called faster only where it was faster in every round."
+    if rounds < MANY_ROUNDS:
+        text = f"Each contender ran {'once' if rounds == 1 else 'twice'}, which cannot tell a difference from chance. "
+        text += f"So it is called one from {MARGIN:.0%} on; {MANY_ROUNDS} rounds tell more."
+    return Finding(title="How sure this is", text=text)
 
 
-MANY_ROUNDS = 3
 FINDERS: tuple[Callable[[Result], Finding | None], ...] = (
     short_answer,
     wrong_outcomes,
@@ -313,18 +316,18 @@ FINDERS: tuple[Callable[[Result], Finding | None], ...] = (
     distance_from_the_limit,
     lateness,
     recovery,
-    too_few_rounds,
+    how_sure,
 )
 
 
-def _duel(result: Result, kind: str = "backlog") -> tuple[Scenario, Contender, Spread] | None:
+def _duel(result: Result, kind: str = "backlog") -> tuple[Scenario, Contender, list[float]] | None:
     """The largest scenario of a kind, Celery at its best, and what it took divided by what the command took."""
     scenarios = sorted((each for each in result.scenarios if each.kind == kind), key=lambda each: each.accounts)
     rival = celery(result)
     if not scenarios or not rival:
         return None
-    ratio = compare(result, scenarios[-1], rival.name, COMMAND)
-    return (scenarios[-1], rival, ratio) if ratio else None
+    by_round = ratios(result, scenarios[-1], rival.name, COMMAND)
+    return (scenarios[-1], rival, by_round) if by_round else None
 
 
 def _median(result: Result, scenario: Scenario, contender: str, measure: str = "seconds") -> float:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 
 from comparison import plots, verdict
-from comparison.report import print_report, write_html
+from comparison.report import print_report, write_html, write_svg
 from comparison.results import Result, Sample, Scenario
 from comparison.verdict import Finding
 from comparison.wording import duration, extent, figure, times
@@ -112,7 +113,10 @@ def test_a_difference_is_one_only_when_it_shows_in_every_round(celery: Rounds, e
     ("faster_at", "expected"),
     [
         ((), "No crossover was found. Up to 300 due accounts"),
-        ((100, 200, 300), "faster at every size. Celery with 2 processes finished before the command from 100 due"),
+        (
+            (100, 200, 300),
+            "faster at every size measured. Celery with 2 processes finished before the command with 100 due",
+        ),
         ((300,), "Where the crossover lies. Between 200 and 300 due accounts"),
         ((200, 300), "Where the crossover lies. Between 100 and 200 due accounts"),
         ((100, 300), "No clear crossover. Celery with 2 processes was faster with 100 and 300 due accounts"),
@@ -173,13 +177,31 @@ def test_what_stands_while_idle_is_added_up_for_each_size_of_the_worker() -> Non
     assert "159 MB in 4 processes (worker with 1) and 183 MB in 5 processes (worker with 2)" in words
 
 
-@pytest.mark.parametrize(("rounds", "doubtful"), [(1, True), (2, True), (3, False)])
-def test_few_rounds_are_a_reason_for_doubt(rounds: int, doubtful: bool) -> None:
+@pytest.mark.parametrize(
+    ("celery", "expected"),
+    [
+        ([0.74], "Celery with 2 processes was faster"),
+        ([0.76], "within the spread"),
+        ([0.74, 0.76], "within the spread"),
+        ([1.24], "within the spread"),
+        ([1.26, 1.26], "took longer"),
+        ([0.99, 0.99, 0.99], "Celery with 2 processes was faster"),
+    ],
+)
+def test_fewer_than_three_rounds_must_differ_by_a_quarter(celery: Rounds, expected: str) -> None:
+    result = measured({backlog(1000): {"command": [1.0] * len(celery), "celery-2": celery}})
+
+    assert expected in said(verdict.short_answer(result))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [(1, "ran once, which cannot"), (2, "ran twice, which cannot"), (3, "faster in every round")],
+)
+def test_the_verdict_says_how_sure_it_is(rounds: int, expected: str) -> None:
     example = comparison_example.result()
 
-    finding = verdict.too_few_rounds(replace(example, options=replace(example.options, rounds=rounds)))
-
-    assert (finding is not None) == doubtful
+    assert expected in said(verdict.how_sure(replace(example, options=replace(example.options, rounds=rounds))))
 
 
 def test_of_what_was_not_measured_nothing_is_said() -> None:
@@ -266,6 +288,14 @@ def test_the_page_needs_nothing_but_itself(result: Result, tmp_path: Path) -> No
     ids = re.findall(r'\sid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
     assert "#0102" not in html  # every colour of a plot is the page's
+
+
+def test_the_plot_for_other_pages_is_an_svg_file_of_its_own(result: Result, tmp_path: Path) -> None:
+    write_svg(result, tmp_path / "growth.svg")
+
+    root = ElementTree.parse(tmp_path / "growth.svg").getroot()  # noqa: S314 (ours)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "--command:" in (tmp_path / "growth.svg").read_text()
 
 
 def test_the_same_figures_make_the_same_plot() -> None:
