@@ -3,6 +3,7 @@
 Both show the same tables and the same verdict. A scenario of a new kind appears by itself.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -71,8 +72,14 @@ def write_svg(result: Result, path: Path) -> None:
     growth = list(pictures.growth_pictures(result, backlogs(result)))
     if not growth:
         raise ValueError("There is no growth to draw: only one size was measured.")
+    colours = render_to_string("comparison/colours.css")
     head, body = growth[0].plot.wide.split(">", 1)
-    style = render_to_string("comparison/colours.css") + "svg { background: var(--paper); font: 13px sans-serif; }"
+    head = re.sub(
+        r'viewBox="0 0 ([\d.]+) ([\d.]+)"',
+        lambda size: f'viewBox="-16 -16 {float(size[1]) + 32:g} {float(size[2]) + 32:g}"',  # a margin
+        head,
+    )
+    style = f"{colours} svg {{ background: var(--paper); font: 13px sans-serif; }}"
     path.write_text(f"{head}><style>{style}</style>{body}", encoding="utf-8")
 
 

@@ -233,7 +233,7 @@ def customers_wait(result: Result) -> Finding | None:
 
     def waited(name: str) -> str:
         longest = result.figure(largest.name, name, "wait_max_seconds")
-        worst = f" (at most {duration(longest.spread.highest)})" if longest else ""
+        worst = f" (the longest {duration(longest.spread.highest)})" if longest else ""
         return f"{duration(_median(result, largest, name, 'wait_p99_seconds'))}{worst}"
 
     text = f"In the largest backlog 99 % of those who paid waited no longer than {waited(COMMAND)} beside the command"
