@@ -169,7 +169,7 @@ def recovery_sheet(result: Result) -> Sheet:
     ]
     return Sheet(
         caption="Killed (SIGKILL) half-way",
-        columns=("", "accounts left", "work of what takes over", "waiting for the schedule, at worst"),
+        columns=("", "accounts left", "work of what takes over", "waiting for it to start, at worst"),
         rows=tuple(rows),
         note=" ".join(f"{titles[each.contender]}: {each.how}" for each in result.recoveries),
     )

@@ -259,7 +259,8 @@ def distance_from_the_limit(result: Result) -> Finding | None:
     if not largest or not (by_round := ratios(result, largest, COMMAND, largest.baseline)):
         return None
     text = f"With {accounts(largest.due)} due accounts the command, start-up included, took {times(median(by_round))} "
-    text += f"the time of one raw UPDATE (in the rounds {times(min(by_round))} to {times(max(by_round))})."
+    text += "the time of one raw UPDATE"
+    text += f" (in the rounds {times(min(by_round))} to {times(max(by_round))})." if len(by_round) > 1 else "."
     if locks := ratios(result, largest, largest.baseline, COMMAND, "longest_transaction_seconds"):
         longest = _median(result, largest, COMMAND, "longest_transaction_seconds")
         text += f" Its longest transaction was {duration(longest)}; the raw UPDATE's was {times(median(locks))} that."
@@ -289,7 +290,7 @@ def recovery(result: Result) -> Finding | None:
     told = []
     for each in result.recoveries:
         text = f"{names[each.contender]}: the {accounts(each.left)} accounts left took {duration(each.seconds)}"
-        waiting = f", after waiting for the schedule for at most {duration(each.schedule_adds_seconds)}"
+        waiting = f", after a wait of at most {duration(each.schedule_adds_seconds)} for what starts it"
         told.append(f"{text}{waiting if each.schedule_adds_seconds else ''}.")
     return Finding(title="After a SIGKILL half-way", text=" ".join(told)) if told else None
 
