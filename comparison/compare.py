@@ -43,8 +43,6 @@ from comparison.results import (
 from comparison.scratch import Database
 
 BASELINE = "raw-sql"
-REPEATS = 3
-"""Of what is measured outside of the rounds."""
 
 
 @dataclass(kw_only=True)
@@ -101,6 +99,7 @@ class Comparison:
             for worker in self.workers:
                 started.enter_context(worker.started())
             for worker in self.workers:
+                worker.wait_until_ready()
                 worker.run()  # the first message costs a worker more than all later ones
             standing = self.measure_standing()
             start_ups = self.measure_start_ups()
@@ -121,7 +120,6 @@ class Comparison:
                     if scenario.kind == "nothing":
                         due_queries.append(self.measure_due_query(scenario))
                     if (scenario.kind, scenario.accounts) == self.plan[-1] and scenario.due >= 4 * BATCH_SIZE:
-                        started.close()
                         recoveries += self.recover(scenario)
                     self.database.forget(scenario.name)
             self.advance()
@@ -171,18 +169,17 @@ class Comparison:
 
     def measure_start_ups(self) -> list[StartUp]:
         """What Python and Django cost before any work."""
+        command = contenders.command()
         code = {"python": "", "django.setup()": "import django; django.setup()"}
         return [
-            StartUp(
-                what=what, seconds=repeated(replace(contenders.command(), arguments=[sys.executable, "-c", line]).run)
-            )
+            StartUp(what=what, seconds=self.repeated(replace(command, arguments=[sys.executable, "-c", line]).run))
             for what, line in code.items()
         ]
 
     def start_up_of_row_by_row(self) -> float:
         """What the loop costs when there is nothing to loop over."""
         loop = contenders.row_by_row()
-        return repeated(replace(loop, arguments=[*loop.arguments, "--limit", "0"]).run).median
+        return self.repeated(replace(loop, arguments=[*loop.arguments, "--limit", "0"]).run).median
 
     def measure_standing(self) -> list[Standing]:
         """What the processes hold that are there all the time."""
@@ -207,14 +204,15 @@ class Comparison:
             add("broker", [contenders.broker_process(self.broker)])
             add("beat", [psutil.Process(beat.pid)])
             for worker in self.workers:
-                add("worker", worker.standing[:-1], worker.concurrency)
+                add("worker", worker.standing, worker.concurrency)
+            beat.kill()  # told to stop, it may take its time
         return found
 
     def measure_due_query(self, scenario: Scenario) -> DueQuery:
         """The query that every run begins with, when it finds nothing."""
         self.database.restore(scenario.name)
         connection.ensure_connection()
-        seconds = repeated(lambda: plan_slices(Account.objects.due(self.now), batch_size=BATCH_SIZE), times=20)
+        seconds = self.repeated(lambda: plan_slices(Account.objects.due(self.now), batch_size=BATCH_SIZE), times=20)
         return DueQuery(accounts=scenario.accounts, seconds=seconds)
 
     def recover(self, scenario: Scenario) -> Iterator[Recovery]:
@@ -231,16 +229,16 @@ class Comparison:
                 doomed.kill()
         yield self.recovery(command, scenario, command.run, "The next cron run takes what is left.", self.interval)
 
-        worker = self.worker(self.options.workers, broker_database=2)
+        worker = self.workers[-1]
         self.say(f"{scenario.title}. Killed half-way: {worker.about.title}")
         self.database.restore(scenario.name)
-        with worker.started():
-            worker.send()
-            wait_until_half_done(scenario)
-            worker.kill()
+        worker.send()
+        wait_until_half_done(scenario)
+        worker.kill()
 
         def start_again() -> None:
             with worker.started():
+                worker.wait_until_ready()
                 worker.run()
 
         visibility_timeout = settings.CELERY_VISIBILITY_TIMEOUT
@@ -249,6 +247,15 @@ class Comparison:
             f"or with the visibility timeout of {visibility_timeout} s if that is earlier."
         )
         yield self.recovery(worker, scenario, start_again, how, min(self.interval, visibility_timeout))
+
+    def repeated(self, do: Callable[[], Any], *, times: int | None = None) -> Spread:
+        """How many seconds it takes, as often as there are rounds."""
+        seconds = []
+        for _ in range(times or self.options.rounds):
+            started = time.perf_counter()
+            do()
+            seconds.append(time.perf_counter() - started)
+        return Spread(median=median(seconds), lowest=min(seconds), highest=max(seconds))
 
     @property
     def interval(self) -> float:
@@ -279,16 +286,6 @@ def wait_until_half_done(scenario: Scenario) -> None:
     """Wait for the slices of the only run to have expired half of what is due."""
     half_done = ExpiryRun.objects.filter(expired_count__gte=scenario.due // 2)
     servers.wait_for("a run to come half-way", half_done.exists, seconds=1800, pause=0.005)
-
-
-def repeated(do: Callable[[], Any], *, times: int = REPEATS) -> Spread:
-    """How many seconds it takes, several times."""
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        do()
-        seconds.append(time.perf_counter() - started)
-    return Spread(median=median(seconds), lowest=min(seconds), highest=max(seconds))
 
 
 def start_ups_of(result: Result) -> list[StartUp]:

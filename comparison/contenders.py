@@ -104,11 +104,13 @@ class Worker(Contender):
     """URL of a database of the broker that no other worker listens to."""
     log: Path
     standing: list[psutil.Process] = field(default_factory=list)
-    """Worker, its children and the broker."""
+    """The worker and its children."""
+    server: psutil.Process | None = None
+    """The broker."""
 
     @contextmanager
     def started(self) -> Iterator[None]:
-        """Start the worker, and kill it when the block ends."""
+        """Start the worker, which then takes a while to be ready, and kill it when the block ends."""
         self.log.unlink(missing_ok=True)
         with servers.process(
             *("-m", "celery", "-A", "project", "worker", "--loglevel=INFO"),
@@ -116,21 +118,26 @@ class Worker(Contender):
             env={**ENVIRONMENT, "CELERY_BROKER_URL": self.broker},
             log=self.log,
         ) as worker:
-            main = psutil.Process(worker.pid)
-            servers.wait_for(
-                f"{self.about.title} to start",
-                lambda: " ready." in self.log.read_text() and len(main.children()) >= self.concurrency,
-                seconds=60,
-            )
-            self.standing = [main, *main.children(recursive=True), broker_process(self.broker)]
+            self.standing = [psutil.Process(worker.pid)]
             try:
                 yield
             finally:
                 self.kill()  # told to stop, it would first finish its work, which nobody needs any more
 
+    def wait_until_ready(self) -> None:
+        """Wait for the worker, once started, to take messages."""
+        main = self.standing[0]
+        servers.wait_for(
+            f"{self.about.title} to start",
+            lambda: " ready." in self.log.read_text() and len(main.children()) >= self.concurrency,
+            seconds=60,
+        )
+        self.standing = [main, *main.children(recursive=True)]
+        self.server = broker_process(self.broker)
+
     def kill(self) -> None:
         """Kill every process of the worker, with no word to it. The broker lives on."""
-        for process in self.standing[:-1]:
+        for process in self.standing:
             with suppress(psutil.Error):  # it may have ended
                 process.kill()
 
@@ -163,11 +170,11 @@ class Worker(Contender):
 
     def processes(self) -> list[psutil.Process]:
         """Those that stand: the worker's and the broker."""
-        return self.standing
+        return [*self.standing, self.server] if self.server else self.standing
 
     def cpu_seconds(self) -> float:
         """Of those that stand."""
-        return cpu_seconds(self.standing)
+        return cpu_seconds(self.processes())
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:

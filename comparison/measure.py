@@ -71,12 +71,13 @@ class PeakMemory(Monitor):
 
 
 class LongestTransaction(Monitor):
-    """The longest transaction of a contender's connections, as PostgreSQL shows them."""
+    """The longest transaction of a contender's connections that wrote, as PostgreSQL shows them."""
 
     pause = 0.005
     query = (
         "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name = %s AND xact_start IS NOT NULL"
+        " WHERE datname = current_database() AND application_name = %s"
+        " AND backend_xid IS NOT NULL"  # one that has written, and so holds locks; reading makes nobody wait
     )
 
     def __init__(self) -> None:

@@ -123,7 +123,7 @@ class Sample:
     peak_memory_bytes: int | None = None
     """Most memory the path's processes held at once; shared pages counted once where the system tells (Linux)."""
     longest_transaction_seconds: float | None = None
-    """Longest transaction of the path, looked for every 5 ms; that is how long an account can stay locked."""
+    """Longest transaction of the path that wrote: so long an account can stay locked. One under 5 ms may be missed."""
     waits: int = 0
     """Customers who paid during the run, each for a due account."""
     wait_median_seconds: float | None = None
@@ -244,7 +244,7 @@ class Result:
         return [sample for sample in self.samples if (sample.scenario, sample.contender) == (scenario, contender)]
 
     def wrong(self, scenario: str, contender: str) -> str:
-        """Why the outcome was wrong in some round, which leaves the contender without figures; empty when it never was."""
+        """Why an outcome was wrong, which leaves the contender without figures here; empty when none was."""
         return next((sample.wrong for sample in self.of(scenario, contender) if sample.wrong), "")
 
     def figure(self, scenario: str, contender: str, measure: str) -> Figure | None:

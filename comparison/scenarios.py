@@ -72,6 +72,7 @@ def fill_accounts(accounts: int, *, kind: str, seed: int, now: datetime) -> Scen
             ORDER BY n""",  # noqa: S608 (ours)
             [accounts],
         )
+        cursor.execute("DROP TABLE period")
         due, parameters = Account.objects.due(now).values("pk").query.sql_with_params()
         cursor.execute("CREATE TABLE expected (id bigint PRIMARY KEY)")
         cursor.execute(f"INSERT INTO expected {due}", parameters)

@@ -29,9 +29,9 @@ INTERVAL = 3600.0
 """Seconds between two ticks of the schedule that the migration of accounts creates, and of the crontab in docs."""
 
 # Numbers of accounts, and rounds.
-DEFAULT = (10_000, 100_000, 1_000_000), 3
+DEFAULT = (10_000, 100_000, 1_000_000), 2
 QUICK = (10_000, 100_000), 1
-FULL = (10_000, 100_000, 1_000_000, 10_000_000), 3
+FULL = (10_000, 100_000, 1_000_000, 10_000_000), 2
 
 
 class Command(BaseCommand):
@@ -45,12 +45,12 @@ class Command(BaseCommand):
         extent = parser.add_mutually_exclusive_group()
         extent.add_argument("--quick", action="store_true", help="Up to 100,000 accounts, one round: a minute.")
         extent.add_argument(
-            "--full", action="store_true", help="Up to 10,000,000 accounts: an hour, and 20 GB of disk."
+            "--full", action="store_true", help="Up to 10,000,000 accounts: ten times the time, and disk."
         )
         parser.add_argument(
             "--sizes", type=int, nargs="+", metavar="N", help="Numbers of accounts (10000 100000 1000000)."
         )
-        parser.add_argument("--rounds", type=int, metavar="N", help="Runs of each contender in each scenario (3).")
+        parser.add_argument("--rounds", type=int, metavar="N", help="Runs of each contender in each scenario (2).")
         parser.add_argument(
             "--scenarios", nargs="+", choices=TITLES, default=list(TITLES), help="Only these (all of them)."
         )

@@ -1,0 +1,360 @@
+"""``make compare``: what it measures, that a wrong contender is found out, and that it leaves no trace."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import psycopg
+import pytest
+from django.conf import settings
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.utils import timezone
+
+from accounts import services
+from accounts.models import Account, ExpiryRun
+from comparison import results, scenarios
+from comparison.contenders import Contender, Failed
+from comparison.measure import Measuring, extrapolate, percentile
+from comparison.results import Result, Scenario
+from comparison.servers import wait_for
+from tests import comparison_example
+
+
+def on_server(configured: str, query: str, *parameters: str) -> list[Any]:
+    """Ask the server of the configured database, without connecting to that."""
+    with psycopg.connect(urlsplit(configured)._replace(path="/postgres").geturl(), autocommit=True) as postgres:
+        return postgres.execute(query, parameters).fetchall()
+
+
+@pytest.fixture(scope="module")
+def configured() -> Iterator[str]:
+    """The URL of a database with somebody's data in it, on the tests' server."""
+    name = f"configured_{os.getpid()}"
+    server = urlsplit(os.environ["DATABASE_URL"])
+    with psycopg.connect(server._replace(path="/postgres").geturl(), autocommit=True) as postgres:
+        postgres.execute(f"CREATE DATABASE {name}")
+        yield server._replace(path=f"/{name}").geturl()
+        postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+Compare = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def compare(configured: str) -> Compare:
+    """Start ``manage.py compare_paths`` as somebody would who has a database configured, and settings of their own."""
+
+    def start(*arguments: str, temporary: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "manage.py", "compare_paths", "--sizes=1000", "--rounds=1", "--workers=2", *arguments],
+            cwd=settings.BASE_DIR,
+            env={
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": "project.settings",
+                "DATABASE_URL": configured,
+                "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
+                "TRIAL_DAYS": "7000",
+                "TMPDIR": str(temporary),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.mark.postgres
+def test_every_contender_does_the_same_work_beside_a_configured_database_to_which_nobody_connects(
+    compare: Compare, configured: str, tmp_path: Path
+) -> None:
+    file, temporary = tmp_path / "result.json", tmp_path / "temporary"
+    temporary.mkdir()
+    # On the very server that the configured database is on.
+    arguments = ("--scenarios", "backlog", f"--database={configured}", f"--json={file}")
+    with compare(*arguments, temporary=temporary) as process:
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+
+    result = Result.from_json(file.read_text())
+    assert [sample.wrong for sample in result.samples] == [""] * 6
+    assert {sample.contender for sample in result.samples} == set(result.scenarios[0].contenders)
+    for sample in result.samples:
+        assert sample.seconds
+        assert sample.peak_memory_bytes
+        assert sample.cpu_seconds is not None
+        assert sample.measured_on == 800
+        assert bool(sample.waits) == (sample.wait_p99_seconds is not None)
+    assert {standing.role for standing in result.standing} == {"beat", "broker", "worker"}
+    assert {standing.processes for standing in result.standing if standing.role == "worker"} == {2, 3}
+
+    name = urlsplit(configured).path.removeprefix("/")
+    counters = "SELECT sessions, xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
+    assert on_server(configured, counters, name) == [(0, 0)]
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_json_carries_every_figure_with_its_ratio_to_the_baseline_and_reads_back() -> None:
+    result = comparison_example.result()
+    document = json.loads(result.to_json())
+
+    assert document["schema"] == results.SCHEMA
+    first = document["figures"][0]
+    assert (first["contender"], first["measure"], first["ratio"]["median"]) == ("raw-sql", "seconds", 1)
+    assert len(document["figures"]) == len(result.figures())
+    assert Result.from_json(result.to_json()) == result
+    with pytest.raises(ValueError, match=r"^This is not a result of compare_paths with schema 1\.$"):
+        Result.from_json("{}")
+
+
+def test_ratios_are_taken_round_by_round_and_a_wrong_outcome_has_no_figures() -> None:
+    example = comparison_example.result()
+    scenario = example.scenarios[0].name
+
+    def sample(contender: str, round_number: int, seconds: float, wrong: str = "") -> results.Sample:
+        return results.Sample(scenario=scenario, contender=contender, round=round_number, seconds=seconds, wrong=wrong)
+
+    result = replace(
+        example,
+        samples=(
+            *(sample("raw-sql", 1, 1.0), sample("raw-sql", 2, 10.0)),
+            *(sample("command", 1, 2.0), sample("command", 2, 20.0)),  # twice as long in a slow round too
+            *(sample("one-update", 1, 1.0), sample("one-update", 2, 1.0, wrong="It expired too many.")),
+        ),
+    )
+
+    figure = result.figure(scenario, "command", "seconds")
+    assert figure
+    assert figure.ratio == results.Spread(median=2, lowest=2, highest=2)
+    assert result.figure(scenario, "one-update", "seconds") is None
+    assert result.wrong(scenario, "one-update") == "It expired too many."
+
+
+def started_in(temporary: Path) -> list[tuple[str, dict[str, str]]]:
+    """Command line and environment of the living processes whose temporary files go into that directory."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            environment = process.environ()
+            if environment.get("TMPDIR", "").startswith(str(temporary)):
+                found.append((" ".join(process.cmdline()), environment))
+    return found
+
+
+@pytest.mark.postgres
+def test_a_comparison_stopped_by_ctrl_c_leaves_nothing_behind(
+    compare: Compare, configured: str, tmp_path: Path
+) -> None:
+    def scratch_database() -> str:
+        """The name, once a worker was started on it."""
+        workers = [environment for line, environment in started_in(tmp_path) if "-m celery" in line]
+        return urlsplit(workers[0]["DATABASE_URL"]).path.removeprefix("/") if workers else ""
+
+    of_the_comparison = "SELECT datname FROM pg_database WHERE starts_with(datname, %s)"
+    with compare(f"--database={configured}", temporary=tmp_path) as process:
+        name = wait_for("a worker to be started", scratch_database, seconds=60)
+        assert on_server(configured, of_the_comparison, name) != []
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+
+    assert errors.strip().splitlines()[-1].endswith("Stopped by hand; everything that was started is stopped too.")
+    assert "Traceback" not in errors
+    assert process.returncode == 130
+    assert started_in(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+    assert on_server(configured, of_the_comparison, name) == []
+
+
+def filled(now: datetime) -> Scenario:
+    """A backlog, in the tests' own database."""
+    scenarios.fill_users(1000, now=now)
+    return scenarios.fill_accounts(1000, kind="backlog", seed=1, now=now)
+
+
+def expire(now: datetime, **but: Any) -> None:
+    """Expire what is due as the raw UPDATE does, ``but`` for some columns."""
+    changes: dict[str, Any] = {"status": Account.TRIAL_EXPIRED, "trial_expired_at": now, "expiry_run_id": 0}
+    Account.objects.due(now).update(**{**changes, **but})
+
+
+@pytest.mark.django_db
+def test_the_outcome_that_is_expected_is_right(now: datetime) -> None:
+    filled(now)
+    paid = Account.objects.due(now).values_list("pk", flat=True)[:2]
+    early, late = paid
+    services.activate(account_id=early)
+    expire(now)
+    services.activate(account_id=late)
+
+    assert scenarios.what_is_wrong(paid={early, late}) == ""
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("does", "wrong"),
+    [
+        (lambda now: None, "Of 800 due accounts, 800 or more did not expire, or lack a column."),
+        (
+            lambda now: expire(now, trial_expired_at=None),
+            "Of 800 due accounts, 800 or more did not expire, or lack a column.",
+        ),
+        (
+            lambda now: Account.objects.exclude(status=Account.ACTIVE).update(status=Account.TRIAL_EXPIRED),
+            "Accounts that were not due have changed their status.",
+        ),
+    ],
+    ids=["nothing", "a column less", "too many"],
+)
+def test_an_outcome_that_is_not_is_said_to_be_wrong(
+    does: Callable[[datetime], None], wrong: str, now: datetime
+) -> None:
+    filled(now)
+    does(now)
+
+    assert scenarios.what_is_wrong(paid=set()) == wrong
+
+
+@pytest.mark.django_db
+def test_a_customer_who_paid_and_expired_makes_the_outcome_wrong(now: datetime) -> None:
+    filled(now)
+    expire(now)
+    robbed = Account.objects.filter(expiry_run_id=0).values_list("pk", flat=True)[0]
+
+    assert scenarios.what_is_wrong(paid={robbed}) == "1 account(s) expired although their customer had paid."
+
+
+@pytest.mark.django_db
+def test_customers_are_due_each_comes_once_and_half_of_them_at_most(now: datetime) -> None:
+    scenario = filled(now)
+    customers = list(scenarios.customers(scenario, seed=1, now=now))
+
+    assert len(set(customers)) == len(customers) == 400
+    assert Account.objects.due(now).filter(pk__in=customers).count() == 400
+
+
+class InThisProcess(Contender):
+    """A contender that needs no process."""
+
+    about = results.Contender(name="mine", title="Mine", how="Here.", path="cron")
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self.do = do
+
+    def run(self) -> None:
+        self.do()
+
+    def processes(self) -> list[psutil.Process]:
+        return [psutil.Process()]
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+
+def fail() -> None:
+    raise Failed("It ended with exit code 1: no word on stderr")
+
+
+@pytest.fixture
+def measured(transactional_db: None) -> Iterator[Callable[[Callable[[datetime], object]], results.Sample]]:
+    """Measure what a function does, called with the moment."""
+    now = timezone.now()
+    scenario = filled(now)
+    measuring = Measuring(restore=lambda name: None, seed=1, now=now)
+    yield lambda do: measuring.sample(InThisProcess(lambda: do(now)), scenario, round_number=1)
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE expected")
+        cursor.execute("DROP TABLE others")
+
+
+@pytest.mark.parametrize(
+    ("does", "wrong"),
+    [
+        (lambda now: None, "Of 800 due accounts, "),
+        (lambda now: fail(), "It ended with exit code 1: no word on stderr"),
+    ],
+    ids=["does nothing", "fails"],
+)
+def test_a_contender_that_is_wrong_is_reported_and_not_timed(
+    measured: Callable[..., results.Sample], does: Callable[[datetime], object], wrong: str
+) -> None:
+    sample = measured(does)
+
+    assert sample.wrong.startswith(wrong)
+    assert sample.seconds is None
+
+
+def test_customers_come_while_a_contender_works_and_their_waits_are_measured(
+    measured: Callable[..., results.Sample],
+) -> None:
+    def expire_when_somebody_has_paid(now: datetime) -> None:
+        wait_for("a customer", Account.objects.filter(status=Account.ACTIVE, trial_ends_at__lt=now).exists)
+        services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+
+    sample = measured(expire_when_somebody_has_paid)
+
+    assert sample.wrong == ""
+    assert sample.waits >= 1
+    assert sample.wait_max_seconds
+    assert sample.longest_transaction_seconds
+
+
+def test_what_is_measured_on_a_part_is_extrapolated_without_its_start_up() -> None:
+    assert extrapolate(1.5, fixed=1.0, times=10) == 6.0
+    assert extrapolate(0.5, fixed=1.0, times=10) == 0.5  # noise: nothing of it grows
+
+
+def test_the_99th_percentile_of_a_hundred_is_the_second_largest() -> None:
+    assert percentile([float(number) for number in range(1, 101)], 99) == 99
+    assert percentile([7.0], 99) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "10"], "--sizes must be at least 1000, not 10."),
+        (["--rounds", "0"], "--rounds must be at least 1, not 0."),
+        (["--workers", "0"], "--workers must be at least 1, not 0."),
+        (["--json", "/nowhere/at/all.json"], "There is no directory /nowhere/at for all.json."),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(CommandError) as error:
+        call_command("compare_paths", *arguments)
+
+    assert str(error.value) == message
+    assert error.value.returncode == 2
+
+
+def test_a_server_that_does_not_answer_is_one_line() -> None:
+    with pytest.raises(CommandError, match=r"^No scratch database: .*127\.0\.0\.1.*refused"):
+        call_command("compare_paths", "--database=postgres://nobody@127.0.0.1:1/nothing")
+
+
+def test_the_measured_commands_refuse_the_configured_database() -> None:
+    with pytest.raises(CommandError, match=r"Did you mean \./manage\.py expire_trials\?"):
+        call_command("expire_otherwise", "one-update")
+
+
+def test_the_settings_of_the_comparison_refuse_the_configured_database() -> None:
+    result = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        cwd=settings.BASE_DIR,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "comparison.settings"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 1
+    assert result.stderr.startswith("manage.py: comparison.settings are for scratch databases")
