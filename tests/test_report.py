@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 
 from comparison import plots, verdict
@@ -327,31 +327,28 @@ OVERLAPPING_TEXT = """() => [...document.querySelectorAll('svg')].filter(svg => 
     })"""
 
 
-def watch(page: Page) -> list[str]:
-    """A list that fills with the addresses the page asks for."""
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    return requests
-
-
 def test_a_browser_shows_the_page_on_screen_and_phone_in_light_and_dark(
     result: Result, browser: Browser, tmp_path: Path
 ) -> None:
     write_html(result, tmp_path / "report.html")
+    page = browser.new_page()
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+
+    page.goto((tmp_path / "report.html").as_uri())
+
     backgrounds = set()
-    for width, scheme in ((1000, "light"), (1000, "dark"), (375, "light"), (375, "dark")):
-        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
-        requests = watch(page)
-
-        page.goto((tmp_path / "report.html").as_uri())
-
-        assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-        assert page.console_messages() == []
-        assert page.page_errors() == []
+    for width in (1000, 375):
+        page.set_viewport_size({"width": width, "height": 800})
+        for scheme in schemes:
+            page.emulate_media(color_scheme=scheme)
+            backgrounds.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.evaluate(OVERLAPPING_TEXT) == []
         assert page.get_by_role("img").count() == page.locator("figure").count()
         assert page.get_by_text(WRONG).first.is_visible()
-        backgrounds.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
-        page.close()
-    assert len(backgrounds) == 2
+    assert len({background for _, background in backgrounds}) == len(backgrounds) == 2
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert page.console_messages() == []
+    assert page.page_errors() == []
