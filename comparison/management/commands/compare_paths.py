@@ -135,9 +135,11 @@ def begin_again_on_a_scratch_database(*, database_url: str | None, sqlite: bool)
                     if stop.wait(0.1):
                         child.terminate()
                         child.wait()
-        except (psycopg.Error, subprocess.CalledProcessError) as error:
-            if not stop.is_set():
-                raise CommandError(f"No scratch database: {' '.join(str(error).split())}") from error
+        except psycopg.Error as error:
+            raise CommandError(f"No scratch database: {' '.join(str(error).split())}") from error
+        except Exception:
+            if not stop.is_set():  # a server that was just starting may have heard Ctrl-C, too
+                raise
     if stop.is_set():
         raise CommandError("Stopped by hand; everything that was started is stopped too.", returncode=INTERRUPTED)
     if child.returncode:
