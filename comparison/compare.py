@@ -108,7 +108,6 @@ class Comparison:
                 database=database_process(),
                 seed=self.options.seed,
                 now=self.now,
-                start_up_seconds={"row-by-row": self.start_up_of_row_by_row()},
             )
             self.advance()
             for accounts in self.options.sizes:
@@ -175,11 +174,6 @@ class Comparison:
             StartUp(what=what, seconds=self.repeated(replace(command, arguments=[sys.executable, "-c", line]).run))
             for what, line in code.items()
         ]
-
-    def start_up_of_row_by_row(self) -> float:
-        """What the loop costs when there is nothing to loop over."""
-        loop = contenders.row_by_row()
-        return self.repeated(replace(loop, arguments=[*loop.arguments, "--limit", "0"]).run).median
 
     def measure_standing(self) -> list[Standing]:
         """What the processes hold that are there all the time."""

@@ -1,11 +1,12 @@
 """The ways to do the work, each as its users run it: a process for every cron run, a message to a standing worker."""
 
+import json
 import os
 import resource
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ class Contender(ABC):
     about: results.Contender
     part: int | None = None
     """Measured on so many due accounts only."""
+    growing: Mapping[str, float] | None = None
+    """Of the last run on a part, the ``seconds`` and ``cpu_seconds`` that grow with the accounts."""
 
     @abstractmethod
     def run(self) -> None:
@@ -69,18 +72,20 @@ class CronRun(Contender):
             cwd=settings.BASE_DIR,
             env={**os.environ, **ENVIRONMENT},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         ) as self.child:
             try:
-                _, errors = self.child.communicate()
+                output, errors = self.child.communicate()
             except BaseException:
                 self.child.kill()
                 raise
         if self.child.returncode:
             last_line = (errors.strip().splitlines() or ["no word on stderr"])[-1]
             raise Failed(f"It ended with exit code {self.child.returncode}: {last_line}")
+        if self.part is not None:
+            self.growing = json.loads(output.splitlines()[-1])
 
     def processes(self) -> list[psutil.Process]:
         """The process, while it runs."""

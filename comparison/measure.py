@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -174,8 +174,6 @@ class Measuring:
     seed: int
     now: datetime
     """The moment the scenarios were filled for."""
-    start_up_seconds: Mapping[str, float] = field(default_factory=dict)
-    """By name, of those contenders that are measured on a part: what of their time does not grow with the accounts."""
 
     def sample(self, contender: Contender, scenario: Scenario, *, round_number: int) -> Sample:
         """One run of one contender, with its figures, or with what was wrong."""
@@ -200,14 +198,17 @@ class Measuring:
         wrong = scenarios.what_is_wrong(paid=customers.paid, expired=contender.part and measured_on)
         if wrong:
             return replace(base, wrong=wrong)
-        grows = scenario.due / measured_on if measured_on else 1.0
-        start_up = self.start_up_seconds.get(contender.about.name, 0.0)
+        if contender.growing and measured_on:
+            more = scenario.due / measured_on - 1  # times what was measured
+            seconds += more * contender.growing["seconds"]
+            cpu += more * contender.growing["cpu_seconds"]
+            database_cpu += more * database_cpu
         return replace(
             base,
             measured_on=measured_on,
-            seconds=extrapolate(seconds, fixed=start_up, times=grows),
-            cpu_seconds=extrapolate(cpu, fixed=start_up, times=grows),
-            database_cpu_seconds=database_cpu * grows if self.database else None,
+            seconds=seconds,
+            cpu_seconds=cpu,
+            database_cpu_seconds=database_cpu if self.database else None,
             peak_memory_bytes=memory.bytes or None,
             longest_transaction_seconds=max(longest.seconds, longest_slice_seconds()) or None,
             waits=len(customers.waits),
@@ -218,11 +219,6 @@ class Measuring:
 
     def _database_cpu_seconds(self) -> float:
         return cpu_seconds([self.database, *self.database.children()]) if self.database else 0.0
-
-
-def extrapolate(value: float, *, fixed: float, times: float) -> float:
-    """``value`` with what it has beyond ``fixed`` multiplied."""
-    return min(value, fixed) + max(0.0, value - fixed) * times
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

@@ -25,7 +25,7 @@ from accounts import services
 from accounts.models import Account, ExpiryRun
 from comparison import results, scenarios
 from comparison.contenders import Contender, Failed
-from comparison.measure import Measuring, extrapolate, percentile
+from comparison.measure import Measuring, percentile
 from comparison.results import Result, Scenario
 from comparison.servers import wait_for
 from tests import comparison_example
@@ -309,9 +309,22 @@ def test_customers_come_while_a_contender_works_and_their_waits_are_measured(
     assert sample.longest_transaction_seconds
 
 
-def test_what_is_measured_on_a_part_is_extrapolated_without_its_start_up() -> None:
-    assert extrapolate(1.5, fixed=1.0, times=10) == 6.0
-    assert extrapolate(0.5, fixed=1.0, times=10) == 0.5  # noise: nothing of it grows
+def test_what_is_measured_on_a_part_is_extrapolated_without_its_start_up(
+    measured: Callable[..., results.Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InThisProcess, "part", 8)  # of 800
+    monkeypatch.setattr(InThisProcess, "growing", {"seconds": 10.0, "cpu_seconds": 5.0})
+
+    def expire_eight(now: datetime) -> None:
+        keys = list(Account.objects.due(now).values_list("pk", flat=True)[:8])
+        Account.objects.filter(pk__in=keys).update(status=Account.TRIAL_EXPIRED, trial_expired_at=now, expiry_run_id=0)
+
+    sample = measured(expire_eight)
+
+    assert sample.wrong == ""
+    assert (sample.measured_on, sample.waits) == (8, 0)
+    assert sample.seconds == pytest.approx(99 * 10.0, abs=5)  # and what this run took
+    assert sample.cpu_seconds == 99 * 5.0
 
 
 def test_the_99th_percentile_of_a_hundred_is_the_second_largest() -> None:
