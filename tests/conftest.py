@@ -1,6 +1,7 @@
 """What tests share: the moment they play at, and real processes on the tests' own database and broker."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ import redis
 from celery.result import AsyncResult
 from django.conf import settings
 from django.db import connection
+from playwright.sync_api import Browser, sync_playwright
 
 from comparison import servers
 from project.celery import app
@@ -87,6 +89,24 @@ def manage_py(environment: Mapping[str, str]) -> ManagePy:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's chromium, headless, driven by Playwright; skipped where there is none.
+
+    Not for the session: Playwright keeps an event loop in this thread, which other tests must not run in.
+    """
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not executable:
+        pytest.skip("no chromium is installed; on Debian: apt-get install chromium")
+    with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
+        # Beside an event loop Django would refuse to ask the database.
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
+        browser = playwright.chromium.launch(executable_path=executable, args=sandbox)
+        yield browser
+        browser.close()
 
 
 Send = Callable[..., AsyncResult[Any]]

@@ -162,6 +162,7 @@ def test_worker_and_beat_refuse_to_start_with_a_wrong_setting_and_name_it(
     assert "TRIAL_GRACE_DAYS is -1; it must be a whole number of days, 0 or more." in log
 
 
+@pytest.mark.faults
 def test_a_probe_tells_a_living_worker_and_beat_from_dead_ones(celery: Process, tmp_path: Path) -> None:
     host = socket.gethostname()
     nodes = [f"celery@{host}", f"celerybeat@{host}"]

@@ -307,6 +307,7 @@ def test_killed_half_way_it_leaves_a_true_ledger_and_the_next_run_finishes_the_w
     assert dead.status == ExpiryRun.Status.INTERRUPTED
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_it_ends_in_order_after_its_slice(environment: Mapping[str, str], how: signal.Signals) -> None:
     accounts_due_by_the_real_clock(2000)

@@ -83,6 +83,7 @@ def test_the_demo_shows_both_paths_and_leaves_no_process_behind(demo_environment
     assert started_by_the_demo(demo_environment["DEMO_DATABASE"]) == []
 
 
+@pytest.mark.faults
 @pytest.mark.postgres
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_demo_stopped_by_hand_stops_what_it_started(demo_environment: dict[str, str], how: signal.Signals) -> None:

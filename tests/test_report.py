@@ -1,8 +1,7 @@
 """What is made of a comparison's result: the verdict, the tables, and the page, looked at in a real browser."""
 
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from rich.console import Console
 
 from comparison import plots, verdict
@@ -302,19 +301,6 @@ def test_the_same_figures_make_the_same_plot() -> None:
     row = plots.Row(label="command", values=[1.0, 1.2], colour=plots.Colour.COMMAND)
 
     assert plots.rounds("Time", [row], show=times) == plots.rounds("Time", [row], show=times)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium, headless."""
-    executable = shutil.which("chromium")
-    if not executable:
-        pytest.skip("needs Chromium: apt install chromium")
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"]) as browser,
-    ):
-        yield browser
 
 
 OVERLAPPING_TEXT = """() => [...document.querySelectorAll('svg')].filter(svg => svg.getBoundingClientRect().width)

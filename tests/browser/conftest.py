@@ -1,29 +1,12 @@
-"""A real browser on a live server: Debian's chromium, driven by Playwright. Skipped where there is none."""
+"""A real browser on a live server."""
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from django.conf import settings
 from django.test import Client
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from pytest_django.live_server_helper import LiveServer
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Started once for all tests of a process."""
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not executable:
-        pytest.skip("no chromium is installed; on Debian: apt-get install chromium")
-    with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
-        # Playwright keeps an event loop in this thread, in which Django would refuse to ask the database.
-        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
-        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
-        browser = playwright.chromium.launch(executable_path=executable, args=sandbox)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
