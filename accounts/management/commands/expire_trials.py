@@ -3,7 +3,7 @@
 import pkgutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from math import inf
@@ -72,9 +72,7 @@ class Command(BaseCommand):
     ) -> None:
         clock = timezone.now()
         now = read_as_of(as_of, clock=clock, dry_run=dry_run)
-        for option, number in (("--batch-size", batch_size), ("--max-accounts", max_accounts)):
-            if number is not None and number < 1:
-                raise CommandError(f"{option} must be at least 1, not {number}.", returncode=BAD_INPUT)
+        refuse_below_one({"--batch-size": batch_size, "--max-accounts": max_accounts})
         if if_stale is not None and not 0 < if_stale < inf:
             raise CommandError(f"--if-stale must be a number of hours above 0, not {if_stale:g}.", returncode=BAD_INPUT)
         self.verbosity = verbosity
@@ -194,6 +192,13 @@ def read_as_of(value: str | datetime | None, *, clock: datetime, dry_run: bool) 
     return moment
 
 
+def refuse_below_one(options: Mapping[str, int | None]) -> None:
+    """Raise CommandError when one of these options was given a number below 1."""
+    for option, number in options.items():
+        if number is not None and number < 1:
+            raise CommandError(f"{option} must be at least 1, not {number}.", returncode=BAD_INPUT)
+
+
 def refuse_unapplied_migrations() -> None:
     """Raise CommandError when this app has migrations that the database lacks.
 
@@ -208,11 +213,11 @@ def refuse_unapplied_migrations() -> None:
         )
 
 
-def explain(error: Error) -> str:
-    """One line that says what the database did, and what to do next."""
+def explain(error: Error, *, then: str = "What it expired stays expired; the next run takes the rest.") -> str:
+    """One line that says what the database did, and what happens next."""
     reason = " ".join(str(error).split())
     if isinstance(error, OperationalError) and connection.connection is None:
         place = "{NAME} at {HOST} port {PORT}" if connection.settings_dict["HOST"] else "{NAME}"
         database = place.format(**connection.settings_dict)
         return f"The database {database} does not answer ({reason}). Is it up, and is DATABASE_URL right?"
-    return f"The run failed: {reason}. What it expired stays expired; the next run takes the rest."
+    return f"The run failed: {reason}. {then}"
