@@ -265,8 +265,6 @@ class Notice(models.Model):
             models.Index(
                 fields=["next_attempt", "id"], condition=Q(status="pending"), name="accounts_notice_deliverable"
             ),
-            # Serves queue_notices(): which of them have become true again?
-            models.Index(fields=["account"], condition=Q(status="skipped"), name="accounts_notice_skipped"),
         ]
         constraints: ClassVar = [
             # A rerun, a second beat or a redelivery owes nothing twice; a new end of the trial owes anew.

@@ -118,28 +118,29 @@ def ended() -> AccountQuerySet:
     )
 
 
-def _mails(now: datetime) -> Iterator[tuple[Notice.Kind, int, AccountQuerySet]]:
-    """Kind, days before, and every account that is to get this mail, also those that have a notice of it."""
+def _owed(now: datetime) -> Iterator[tuple[Notice.Kind, int, AccountQuerySet]]:
+    """Kind, days before, and the accounts that are owed this mail and have no notice of it, or only a skipped one."""
     # By the run's time, which is that of its accounts: a week has few runs, and an index leads to their accounts.
     since = now - timedelta(days=settings.TRIAL_NOTICE_WINDOW_DAYS)
-    yield Notice.Kind.ENDED, 0, ended().filter(expiry_run__as_of__gte=since, expiry_run__as_of__lte=now)
-    for days in reminder_windows():
-        yield Notice.Kind.ENDING_SOON, days, ending_soon(now, days_before=days)
+    mails = [(Notice.Kind.ENDED, 0, ended().filter(expiry_run__as_of__gte=since, expiry_run__as_of__lte=now))]
+    mails += [(Notice.Kind.ENDING_SOON, days, ending_soon(now, days_before=days)) for days in reminder_windows()]
+    for kind, days, accounts in mails:
+        same = Notice.objects.filter(
+            account=OuterRef("pk"), kind=kind, trial_ends_at=OuterRef("trial_ends_at"), days_before=days
+        )
+        yield kind, days, accounts.exclude(Exists(same.exclude(status=Notice.Status.SKIPPED)))
 
 
 def count_owed(*, now: datetime) -> Queue:
     """How many mails ``queue_notices`` would queue at ``now``."""
     counts = dict.fromkeys(Notice.Kind, 0)
-    for kind, days, accounts in _mails(now):
-        same = Notice.objects.filter(
-            account=OuterRef("pk"), kind=kind, trial_ends_at=OuterRef("trial_ends_at"), days_before=days
-        )
-        counts[kind] += accounts.exclude(Exists(same.exclude(status=Notice.Status.SKIPPED))).count()
+    for kind, _, accounts in _owed(now):
+        counts[kind] += accounts.count()
     return Queue(**{kind.value: count for kind, count in counts.items()})
 
 
 def queue_notices(*, now: datetime, max_notices: int | None = None) -> Queue:
-    """Write down who is owed which mail at ``now``, two statements for each mail; returns how many were new.
+    """Write down who is owed which mail at ``now``, one statement for each mail; returns how many were new.
 
     Owed are the reminders of ``TRIAL_REMINDER_DAYS`` (see ``ending_soon``) and, to accounts that a run expired within
     the last ``TRIAL_NOTICE_WINDOW_DAYS``, the notice that the trial has ended (see ``ended``).
@@ -159,29 +160,25 @@ def queue_notices(*, now: datetime, max_notices: int | None = None) -> Queue:
         if owed > max_notices:
             raise TooManyNotices(owed, max_notices)
     counts = dict.fromkeys(Notice.Kind, 0)
-    for kind, days, accounts in _mails(now):
-        counts[kind] += _queue_again(kind, days, accounts, now) + _insert(kind, days, accounts, now)
+    for kind, days, accounts in _owed(now):
+        counts[kind] += _insert(kind, days, accounts, now)
     queued = Queue(**{kind.value: count for kind, count in counts.items()})
     logger.info("queue_notices as_of=%s ending_soon=%s ended=%s", now.isoformat(), queued.ending_soon, queued.ended)
     return queued
 
 
-def _queue_again(kind: Notice.Kind, days: int, accounts: AccountQuerySet, now: datetime) -> int:
-    true_again = accounts.filter(pk=OuterRef("account"), trial_ends_at=OuterRef("trial_ends_at"))
-    return Notice.objects.filter(Exists(true_again), status=Notice.Status.SKIPPED, kind=kind, days_before=days).update(
-        status=Notice.Status.PENDING, attempts=0, last_error="", next_attempt=now
-    )
-
-
 def _insert(kind: Notice.Kind, days: int, accounts: AccountQuerySet, now: datetime) -> int:
     # In the database, because the ORM has no INSERT ... SELECT and a million accounts should not travel through Python.
-    # The unique constraint leaves out whoever has the notice. Not NOT EXISTS: with a table that was empty when last
-    # analyzed, PostgreSQL scans for each new row all that this statement has written, and needs hours.
-    owed, parameters = accounts.values_list("id", "trial_ends_at").query.sql_with_params()
+    # A notice that another process wrote in the meantime stays as it is.
+    # Sorted by what no index knows, so that PostgreSQL has the whole answer before it writes the first row. Without,
+    # and with a table that was empty when last analyzed, it reads for every account all that it has written so far.
+    owed, parameters = accounts.order_by(F("id") + 0).values_list("id", "trial_ends_at").query.sql_with_params()
     statement = f"""
         INSERT INTO accounts_notice (account_id, trial_ends_at, kind, days_before, next_attempt)
         SELECT owed.id, owed.trial_ends_at, %s, %s, %s FROM ({owed}) AS owed WHERE true
-        ON CONFLICT DO NOTHING
+        ON CONFLICT (account_id, kind, trial_ends_at, days_before) DO UPDATE
+        SET status = 'pending', attempts = 0, last_error = '', next_attempt = excluded.next_attempt
+        WHERE accounts_notice.status = 'skipped'
         """  # noqa: S608 (the one part that is not written here comes from the ORM)
     with connection.cursor() as cursor:
         cursor.execute(statement, [kind.value, days, connection.ops.adapt_datetimefield_value(now), *parameters])
@@ -333,7 +330,7 @@ def compose(notice: Notice, *, now: datetime, mailer: BaseEmailBackend | None = 
     if notice.kind == Notice.Kind.ENDING_SOON and settings.TRIAL_NOTICE_UNSUBSCRIBE:
         headers["List-Unsubscribe"] = f"<{settings.TRIAL_NOTICE_UNSUBSCRIBE}>"
     message = EmailMultiAlternatives(
-        subject=" ".join(subject.split()), body=text, to=[user.email], headers=headers, connection=mailer
+        subject=" ".join(subject.split()), body=text.strip() + "\n", to=[user.email], headers=headers, connection=mailer
     )
     message.attach_alternative(html, "text/html")
     return message

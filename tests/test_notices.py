@@ -568,12 +568,16 @@ def test_a_notice_that_one_process_is_sending_is_left_to_it_and_the_next_one_tak
     make_accounts(2, ended=-DAY, now=now)
     notices.queue_notices(now=now)
     first = Notice.objects.deliverable(now)[0]
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = '2s'")  # for whoever would wait
     with psycopg.connect(**connection.get_connection_params()) as other:
         other.execute("SELECT id FROM accounts_notice WHERE id = %s FOR UPDATE", [first.pk])
 
         assert notices.deliver_notices(now=now) == Delivery(sent=1, finished=True)
         other.rollback()  # as PostgreSQL does when the process dies
 
+    with connection.cursor() as cursor:
+        cursor.execute("RESET lock_timeout")
     assert Notice.objects.deliverable(now).get() == first
     assert notices.deliver_notices(now=now).sent == 1
     assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 2

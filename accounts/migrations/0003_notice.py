@@ -66,10 +66,7 @@ class Migration(migrations.Migration):
                         condition=models.Q(("status", "pending")),
                         fields=["next_attempt", "id"],
                         name="accounts_notice_deliverable",
-                    ),
-                    models.Index(
-                        condition=models.Q(("status", "skipped")), fields=["account"], name="accounts_notice_skipped"
-                    ),
+                    )
                 ],
                 "constraints": [
                     models.UniqueConstraint(
