@@ -1,6 +1,9 @@
 """System checks: a wrong trial setting stops every command, worker and beat before it can expire anybody."""
 
+import re
 from collections.abc import Sequence
+from email.utils import parseaddr
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -8,7 +11,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
-LOWEST = {"TRIAL_DAYS": 1, "TRIAL_GRACE_DAYS": 0, "TRIAL_LEDGER_DAYS": 1}
+LOWEST = {"TRIAL_DAYS": 1, "TRIAL_GRACE_DAYS": 0, "TRIAL_LEDGER_DAYS": 1, "TRIAL_NOTICE_WINDOW_DAYS": 1}
 
 
 def _is_whole_number(value: object, lowest: int) -> bool:
@@ -46,3 +49,61 @@ def trial_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             )
         )
     return errors
+
+
+@register("accounts")
+def notice_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Reminders come one after the other, the rate is unset or some mails, and in production mails go somewhere."""
+    errors: list[CheckMessage] = []
+    days = settings.TRIAL_REMINDER_DAYS
+    if not all(_is_whole_number(day, 1) for day in days) or any(day <= following for day, following in pairwise(days)):
+        errors.append(
+            Error(
+                f"TRIAL_REMINDER_DAYS is {days!r}; it must be whole numbers of days, 1 or more, from high to low, "
+                "each once.",
+                hint="For a week and a day before the trial ends, set it to 7,1; leave it empty for no reminders.",
+                id="accounts.E004",
+            )
+        )
+    rate = settings.TRIAL_NOTICE_RATE
+    if rate is not None and not _is_whole_number(rate, 1):
+        errors.append(
+            Error(
+                f"TRIAL_NOTICE_RATE is {rate!r}; it must be a whole number of mails a minute, 1 or more, or not set.",
+                hint="It is the most that one process sends. Leave it out to have no limit.",
+                id="accounts.E005",
+            )
+        )
+    unsubscribe = settings.TRIAL_NOTICE_UNSUBSCRIBE
+    if unsubscribe and not re.fullmatch(r"(mailto:|https?://)[^\s<>,]+", unsubscribe):
+        errors.append(
+            Error(
+                f"TRIAL_NOTICE_UNSUBSCRIBE is {unsubscribe!r}; it must be a link or mailto:, or not set.",
+                hint="Such as https://www.example.com/unsubscribe or mailto:unsubscribe@example.com.",
+                id="accounts.E006",
+            )
+        )
+    if settings.TRIAL_NOTICES and not settings.DEBUG:
+        errors += _where_mails_go()
+    return errors
+
+
+def _where_mails_go() -> list[CheckMessage]:
+    wrong = []
+    sender = parseaddr(settings.DEFAULT_FROM_EMAIL)[1]
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", sender):
+        wrong.append(
+            ("DEFAULT_FROM_EMAIL", "it must be an address that customers may see, such as Trials <t@example.com>")
+        )
+    if not re.match(r"https?://(?!localhost\b|127\.)[^\s/]", settings.SITE_URL):
+        wrong.append(("SITE_URL", "it must be where customers reach the site, such as https://www.example.com"))
+    if settings.EMAIL_BACKEND == "django.core.mail.backends.console.EmailBackend":
+        wrong.append(("EMAIL_BACKEND", "mails would be printed, and recorded as sent; set EMAIL_URL to a mail server"))
+    return [
+        Error(
+            f"{name} is {getattr(settings, name)!r} while TRIAL_NOTICES is on; {why}.",
+            hint="Set it in the environment, or switch TRIAL_NOTICES off.",
+            id="accounts.E007",
+        )
+        for name, why in wrong
+    ]

@@ -1,6 +1,6 @@
-"""What is stored: users, their accounts with a trial, and the ledger of the runs that expired them.
+"""What is stored: users, their accounts with a trial, the runs that expired them, and the mails about it.
 
-Nothing here changes an account; the verbs that do are in ``accounts.services``.
+Nothing here changes an account or sends a mail; ``accounts.services`` and ``accounts.notices`` do.
 """
 
 from datetime import datetime, timedelta
@@ -230,3 +230,88 @@ class Account(models.Model):
 
     def __str__(self) -> str:
         return f"account {self.pk}, {self.status}"
+
+
+class NoticeQuerySet(models.QuerySet["Notice"]):
+    """Notices, asked what is to be done with them."""
+
+    def pending(self) -> Self:
+        """Notices neither sent nor closed, whether their next attempt is near or far."""
+        return self.filter(status=Notice.Status.PENDING)
+
+    def deliverable(self, now: datetime) -> Self:
+        """Pending notices whose next attempt has come, those that wait longest first."""
+        return self.pending().filter(next_attempt__lte=now).order_by("next_attempt", "pk")
+
+
+class Notice(models.Model):
+    """One mail owed to a customer. Unique for what it says, so that nobody can owe it twice.
+
+    ``queued`` and ``sent`` come from the database's clock, ``next_attempt`` from the caller's.
+    """
+
+    class Kind(models.TextChoices):
+        """What the mail says."""
+
+        ENDING_SOON = "ending_soon"
+        ENDED = "ended"
+
+    class Status(models.TextChoices):
+        """What became of the mail."""
+
+        PENDING = "pending"
+        SENT = "sent"
+        SKIPPED = "skipped", "skipped: no longer true"
+        GIVEN_UP = "given_up"
+
+    account = models.ForeignKey(
+        Account,
+        on_delete=models.CASCADE,
+        related_name="notices",
+        db_index=False,  # the unique index below begins with it
+    )
+    kind = models.CharField(max_length=11, choices=Kind)
+    trial_ends_at = models.DateTimeField(help_text="The end of the trial that the mail speaks of.")
+    days_before = models.PositiveSmallIntegerField(
+        default=0, help_text="Which reminder: of how many days before the end. 0 for the notice that it has ended."
+    )
+    status = models.CharField(max_length=8, choices=Status, default=Status.PENDING, db_default=Status.PENDING)
+    queued = models.DateTimeField(db_default=Now())
+    sent = models.DateTimeField(null=True, blank=True)
+    attempts = models.PositiveSmallIntegerField(
+        default=0,
+        db_default=0,
+        help_text="How often the mail was refused for good. A mail server that is away is not counted.",
+    )
+    last_error = models.TextField(blank=True, default="", db_default="")
+    next_attempt = models.DateTimeField(help_text="While pending: not tried before.")
+
+    objects = NoticeQuerySet.as_manager()
+
+    class Meta:
+        indexes: ClassVar = [
+            # Serves deliverable(): what was sent long ago costs nothing.
+            models.Index(
+                fields=["next_attempt", "id"], condition=Q(status="pending"), name="accounts_notice_deliverable"
+            ),
+        ]
+        constraints: ClassVar = [
+            # A rerun, a second beat or a redelivery owes nothing twice; a new end of the trial owes anew.
+            models.UniqueConstraint(
+                fields=["account", "kind", "trial_ends_at", "days_before"], name="accounts_notice_owed_once"
+            ),
+            models.CheckConstraint(
+                condition=Q(status__in=["pending", "sent", "skipped", "given_up"]), name="accounts_notice_status_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(kind="ending_soon", days_before__gt=0) | Q(kind="ended", days_before=0),
+                name="accounts_notice_kind_known",
+            ),
+            models.CheckConstraint(
+                condition=Q(status="sent", sent__isnull=False) | (~Q(status="sent") & Q(sent=None)),
+                name="accounts_notice_sent_when_sent",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"notice {self.pk}, {self.kind}, {self.status}"

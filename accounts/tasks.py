@@ -1,16 +1,20 @@
 """Celery's face of the services. A task reads the clock, calls one service, and says what to retry; nothing else."""
 
+import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from celery import Task, chord, shared_task
+from celery import Task, chord, group, shared_task
 from celery.signals import task_failure
+from django.conf import settings
 from django.db import InterfaceError, OperationalError
+from django.dispatch import receiver
 from django.utils import timezone
 
-from accounts import services
-from accounts.models import ExpiryRun
+from accounts import notices, services
+from accounts.models import ExpiryRun, Notice
 from accounts.services import Slice
 
 if TYPE_CHECKING:
@@ -34,15 +38,19 @@ class RetriedTask(AnyTask):
     retry_jitter = True
 
 
-class PartOfARun(RetriedTask):
-    """A task whose failure, when it has no retries left, fails the run it belongs to. The run's other slices go on."""
+class RedeliveredTask(RetriedTask):
+    """A task that may run twice, and is handed out again when its process or its worker dies."""
 
-    # Acknowledged when done, so that it is handed out again when its worker dies: a slice is short and may run twice.
+    # Acknowledged when done, so that it is handed out again when its worker dies: it is short and may run twice.
     acks_late = True
-    # When only its process dies it is one more retry: rejected instead, a slice that is fatal would go round for ever.
+    # When only its process dies it is one more retry: rejected instead, one that is fatal would go round for ever.
     retry_on_worker_lost = True
     default_retry_delay = 1
     reject_on_worker_lost = True  # for when the retry could not be sent
+
+
+class PartOfARun(RedeliveredTask):
+    """A task whose failure, when it has no retries left, fails the run it belongs to. The run's other slices go on."""
 
 
 @task_failure.connect
@@ -112,3 +120,59 @@ def expire_slice(self: PartOfARun, *, run_id: int, after: int, cuts: Sequence[in
 def finish_run(*, run_id: int) -> None:
     """Close a run whose slices are all done."""
     services.finish_run(run_id=run_id)
+
+
+# --- Notices. With settings.TRIAL_NOTICES off, none of this does anything. ---
+
+BATCH_SIZE = 500
+"""Notices that one task takes up at most ..."""
+
+BATCH_SECONDS = 60
+"""... and how long it begins new ones: with a mail that takes its time it ends well within its time limit."""
+
+LANES = 8
+"""Tasks that deliver side by side, if there are as many worker processes; each has a connection to the mail server."""
+
+TICK_SECONDS = 55 * 60
+"""A lane ends by then: the next tick brings new ones."""
+
+
+@receiver(services.trials_expired)
+def tell_whom_a_run_expired(run: ExpiryRun, **_: Any) -> None:
+    """Send the mails soon after a run by Celery expired somebody. Should this message get lost, the next tick does."""
+    if settings.TRIAL_NOTICES and run.path == ExpiryRun.Path.CELERY and run.expired_count:
+        send_trial_notices.apply_async(expires=TICK_SECONDS)
+
+
+@shared_task(name="accounts.send_trial_notices", base=RetriedTask, ignore_result=True)
+def send_trial_notices(*, lanes: int = LANES, batch_size: int = BATCH_SIZE, max_notices: int | None = None) -> None:
+    """Queue the mails that are owed, and have them delivered by as many ``lanes`` as there are batches of them."""
+    if not settings.TRIAL_NOTICES:
+        return
+    now = timezone.now()
+    notices.queue_notices(now=now, max_notices=max_notices)
+    deliverable = Notice.objects.deliverable(now)[: lanes * batch_size].count()
+    batches = [deliver_notices.si(batch_size=batch_size) for _ in range(ceil(deliverable / batch_size))]
+    if batches:
+        group(batches).apply_async(expires=TICK_SECONDS)
+
+
+@shared_task(
+    name="accounts.deliver_notices",
+    base=RedeliveredTask,
+    bind=True,
+    ignore_result=True,
+    # The whole lane waits for a mail server that is away, as every task does for the database.
+    autoretry_for=(*RetriedTask.autoretry_for, notices.MailServerAwayError),
+)
+def deliver_notices(self: RetriedTask, *, batch_size: int = BATCH_SIZE) -> None:
+    """Deliver one batch, then make room for whatever else waits in the queue before the next."""
+    if not settings.TRIAL_NOTICES:
+        return
+    end = time.monotonic() + BATCH_SECONDS
+    delivery = notices.deliver_notices(now=timezone.now(), limit=batch_size, stop=lambda: time.monotonic() > end)
+    if delivery.trouble:
+        raise notices.MailServerAwayError(delivery.trouble)
+    if not delivery.finished:
+        until: Any = self.request.expires  # the moment, as the message has it; a number only in the stubs
+        self.apply_async(kwargs={"batch_size": batch_size}, expires=until)

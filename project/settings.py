@@ -7,6 +7,7 @@ Docker image sets, is production: there a missing or insecure setting stops the 
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,6 +76,35 @@ TRIAL_LEDGER_DAYS = read(env.int, "TRIAL_LEDGER_DAYS", 365)
 
 # Whoever asks for /metrics must bring it: "Authorization: Bearer ...". Unset, there is no such page.
 METRICS_TOKEN = read(env.str, "METRICS_TOKEN", "")
+
+# --- What customers are told ---
+
+TRIAL_NOTICES = read(env.bool, "TRIAL_NOTICES", False)
+# Set but empty means no reminders; not set means these.
+TRIAL_REMINDER_DAYS: list[int] = read(
+    partial(env.list, cast=int), "TRIAL_REMINDER_DAYS", [] if "TRIAL_REMINDER_DAYS" in env.ENVIRON else [7, 1]
+)
+TRIAL_NOTICE_WINDOW_DAYS = read(env.int, "TRIAL_NOTICE_WINDOW_DAYS", 7)
+TRIAL_NOTICE_RATE = read(env.int, "TRIAL_NOTICE_RATE", None)  # mails a minute, of each process that sends
+TRIAL_NOTICE_UNSUBSCRIBE = read(env.str, "TRIAL_NOTICE_UNSUBSCRIBE", "")  # for the header List-Unsubscribe
+SITE_NAME = read(env.str, "SITE_NAME", "Trial expiry")
+SITE_URL = read(env.str, "SITE_URL", "http://localhost:8000")
+
+_email_url = read(env.str, "EMAIL_URL", "consolemail://")
+try:
+    _email = env.email_url_config(_email_url)
+except (ValueError, ImproperlyConfigured) as error:
+    # Not quoted: it may hold a password.
+    raise ImproperlyConfigured(
+        f"EMAIL_URL cannot be read: {error}. Give something like smtp+tls://user:password@host:587."
+    ) from None
+EMAIL_BACKEND = _email["EMAIL_BACKEND"]
+EMAIL_HOST, EMAIL_PORT = _email["EMAIL_HOST"], _email["EMAIL_PORT"]
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _email["EMAIL_HOST_USER"], _email["EMAIL_HOST_PASSWORD"]
+EMAIL_USE_TLS, EMAIL_USE_SSL = _email.get("EMAIL_USE_TLS", False), _email.get("EMAIL_USE_SSL", False)
+EMAIL_FILE_PATH = _email["EMAIL_FILE_PATH"]
+EMAIL_TIMEOUT = 20  # seconds for each answer of the mail server
+DEFAULT_FROM_EMAIL = read(env.str, "DEFAULT_FROM_EMAIL", "webmaster@localhost")
 
 # --- Django ---
 

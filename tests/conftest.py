@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from celery.result import AsyncResult
-from django.conf import settings
+from django.conf import settings as django_settings
 from django.db import connection
 from playwright.sync_api import Browser, sync_playwright
+from pytest_django import Settings
 
 from comparison import servers
+from comparison.mail import Mailbox, mail_server
 from project.celery import app
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -80,7 +82,7 @@ def manage_py(environment: Mapping[str, str]) -> ManagePy:
     def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "manage.py", *arguments],
-            cwd=settings.BASE_DIR,
+            cwd=django_settings.BASE_DIR,
             env={**os.environ, **environment, **extra},
             capture_output=True,
             text=True,
@@ -132,3 +134,13 @@ def celery(environment: Mapping[str, str], broker: str, tmp_path: Path) -> Proce
         )
 
     return start
+
+
+@pytest.fixture
+def mailbox(settings: Settings) -> Iterator[Mailbox]:
+    """A real mail server, to which this process sends; other processes are told by ``EMAIL_URL=mailbox.url``."""
+    with mail_server() as mailbox:
+        settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+        settings.EMAIL_HOST, settings.EMAIL_PORT = mailbox.host, mailbox.port
+        settings.DEFAULT_FROM_EMAIL = "Trials <trials@example.com>"
+        yield mailbox

@@ -1,13 +1,13 @@
-"""Users and accounts for tests."""
+"""Users, accounts and notices for tests."""
 
 from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import connection
-from factory.declarations import LazyAttribute, Sequence, SubFactory
+from factory.declarations import LazyAttribute, SelfAttribute, Sequence, SubFactory
 from factory.django import DjangoModelFactory
 
-from accounts.models import Account, User
+from accounts.models import Account, Notice, User
 
 
 class UserFactory(DjangoModelFactory[User]):
@@ -24,6 +24,18 @@ class AccountFactory(DjangoModelFactory[Account]):
 
     user = SubFactory(UserFactory)
     status = Account.TRIALING
+
+
+class NoticeFactory(DjangoModelFactory[Notice]):
+    """Owed to ``account`` about its end; give ``next_attempt`` as well."""
+
+    class Meta:
+        model = Notice
+
+    account = SubFactory(AccountFactory)
+    kind = Notice.Kind.ENDING_SOON
+    trial_ends_at = SelfAttribute("account.trial_ends_at")
+    days_before = 1
 
 
 def fill_tables(count: int) -> None:

@@ -17,7 +17,11 @@ atexit.register(_started.close)
 os.environ["DATABASE_URL"] = os.environ.get("TEST_DATABASE_URL") or _started.enter_context(servers.postgres())
 # Nothing of the developer's own settings may change what the tests see, here and in the processes they start.
 os.environ["DJANGO_ENV_FILE"] = os.devnull
-for _name in [name for name in os.environ if name.startswith(("TRIAL_", "CELERY_", "REDIS_"))]:
+for _name in [
+    name
+    for name in os.environ
+    if name.startswith(("TRIAL_", "CELERY_", "REDIS_", "EMAIL_", "SITE_", "DEFAULT_FROM_EMAIL"))
+]:
     del os.environ[_name]
 
 from project.settings import *  # noqa: E402, F403

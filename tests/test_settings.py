@@ -87,6 +87,13 @@ def test_every_variable_that_the_settings_read_is_in_the_example() -> None:
         ("TRIAL_EXPIRY_MAX", "many", "accounts.E002"),
         ("TRIAL_RUN_MAX_AGE_HOURS", 0, "accounts.E003"),
         ("TRIAL_RUN_MAX_AGE_HOURS", float("nan"), "accounts.E003"),
+        ("TRIAL_NOTICE_WINDOW_DAYS", 0, "accounts.E001"),
+        ("TRIAL_REMINDER_DAYS", [1, 7], "accounts.E004"),
+        ("TRIAL_REMINDER_DAYS", [7, 7], "accounts.E004"),
+        ("TRIAL_REMINDER_DAYS", [7, 0], "accounts.E004"),
+        ("TRIAL_NOTICE_RATE", 0, "accounts.E005"),
+        ("TRIAL_NOTICE_UNSUBSCRIBE", "unsubscribe@example.com", "accounts.E006"),
+        ("TRIAL_NOTICE_UNSUBSCRIBE", "mailto:a@example.com>, <b", "accounts.E006"),
     ],
 )
 def test_a_senseless_trial_setting_is_an_error(settings: Settings, name: str, value: object, error: str) -> None:
@@ -98,11 +105,88 @@ def test_a_senseless_trial_setting_is_an_error(settings: Settings, name: str, va
     assert f"{name} is {value!r}" in found.msg
 
 
-@pytest.mark.parametrize(("name", "value"), [("TRIAL_DAYS", 1), ("TRIAL_GRACE_DAYS", 0), ("TRIAL_EXPIRY_MAX", None)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TRIAL_DAYS", 1),
+        ("TRIAL_GRACE_DAYS", 0),
+        ("TRIAL_EXPIRY_MAX", None),
+        ("TRIAL_REMINDER_DAYS", []),
+        ("TRIAL_REMINDER_DAYS", [1]),
+        ("TRIAL_NOTICE_RATE", None),
+        ("TRIAL_NOTICE_UNSUBSCRIBE", "https://example.com/stop?user=1"),
+    ],
+)
 def test_the_least_sensible_values_are_accepted(settings: Settings, name: str, value: object) -> None:
     setattr(settings, name, value)
 
     assert checks.run_checks(tags=["accounts"]) == []
+
+
+NOTICES = {
+    "TRIAL_NOTICES": "1",
+    "EMAIL_URL": "smtp+tls://user:p%40ss@mail.example.com:587",
+    "DEFAULT_FROM_EMAIL": "Trials <trials@example.com>",
+    "SITE_URL": "https://www.example.com",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("EMAIL_BACKEND", "django.core.mail.backends.console.EmailBackend"),
+        ("DEFAULT_FROM_EMAIL", "webmaster@localhost"),
+        ("SITE_URL", "http://localhost:8000"),
+    ],
+)
+def test_production_does_not_mail_customers_before_it_was_told_from_whom_where_to_and_by_which_server(
+    settings: Settings, name: str, value: str
+) -> None:
+    settings.TRIAL_NOTICES, settings.DEBUG = True, False
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.DEFAULT_FROM_EMAIL, settings.SITE_URL = NOTICES["DEFAULT_FROM_EMAIL"], NOTICES["SITE_URL"]
+    assert checks.run_checks(tags=["accounts"]) == []
+    setattr(settings, name, value)
+
+    (found,) = checks.run_checks(tags=["accounts"])
+
+    assert found.id == "accounts.E007"
+    assert found.msg.startswith(f"{name} is {value!r} while TRIAL_NOTICES is on; ")
+
+    settings.TRIAL_NOTICES = False
+    assert checks.run_checks(tags=["accounts"]) == []
+
+
+@pytest.mark.parametrize(
+    ("days", "expected"), [({}, [7, 1]), ({"TRIAL_REMINDER_DAYS": ""}, []), ({"TRIAL_REMINDER_DAYS": "14, 3"}, [14, 3])]
+)
+def test_what_customers_are_told_is_read_from_the_environment(days: dict[str, str], expected: list[int]) -> None:
+    values = (
+        "s.TRIAL_NOTICES, s.TRIAL_REMINDER_DAYS, s.EMAIL_HOST, s.EMAIL_PORT, s.EMAIL_HOST_PASSWORD, s.EMAIL_USE_TLS"
+    )
+    code = f"from project import settings as s; print([{values}])"
+    result = manage("shell", "--no-imports", "-c", code, **PRODUCTION, **NOTICES, **days)
+
+    assert result.stdout.strip() == str([True, expected, "mail.example.com", 587, "p@ss", True])
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ({"EMAIL_URL": "smtp+tsl://user:secret@mail.example.com"}, "EMAIL_URL cannot be read: Invalid email schema"),
+        ({"EMAIL_URL": "smtp://user:secret@mail.example.com:many"}, "EMAIL_URL cannot be read: Port"),
+        ({"TRIAL_REMINDER_DAYS": "7,one"}, "TRIAL_REMINDER_DAYS='7,one' cannot be read"),
+    ],
+)
+def test_a_notice_setting_that_cannot_be_read_is_named_and_a_password_in_it_is_not(
+    variable: dict[str, str], message: str
+) -> None:
+    result = manage("check", **variable)
+
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "secret" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_celery_gives_up_on_a_silent_broker_within_bounded_time() -> None:

@@ -1,0 +1,109 @@
+"""``./manage.py send_trial_notices``: the command's face of ``accounts.notices``."""
+
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import CommandError, CommandParser
+from django.utils import timezone
+
+from accounts import notices
+from accounts.management.base import (
+    BAD_INPUT,
+    INTERRUPTED,
+    REFUSED,
+    TrialCommand,
+    at_least_one,
+    explained,
+    refuse_unapplied_migrations,
+    stop_signals_held_back,
+)
+from accounts.management.commands.expire_trials import read_as_of
+from accounts.models import Notice
+
+
+class Command(TrialCommand):
+    help = (
+        "Mail every customer who is owed it: the reminders of TRIAL_REMINDER_DAYS before a trial ends, and a notice "
+        "when a run has expired it. Does nothing unless TRIAL_NOTICES is on. Needs no broker and may run at any time, "
+        "also beside Celery. Exit codes: 0 done, 1 failed or no mail server (the next run sends what is left), "
+        "2 bad input, 3 refused: too many mails are owed."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Only say how many mails are owed, also with TRIAL_NOTICES off."
+        )
+        parser.add_argument(
+            "--as-of",
+            metavar="ISO8601",
+            help="With --dry-run: count what would be owed at this moment, past or future, such as "
+            "2026-03-01T00:00:00Z, were the accounts then as they are now.",
+        )
+        parser.add_argument(
+            "--limit",
+            type=int,
+            metavar="N",
+            help="Take up at most N mails in this run; the others stay queued for the next.",
+        )
+        parser.add_argument(
+            "--max-notices",
+            type=int,
+            metavar="N",
+            help="The fuse: queue and send nothing if more than N mails are owed (default: no limit).",
+        )
+
+    def handle(
+        self,
+        *args: Any,
+        dry_run: bool = False,
+        as_of: str | datetime | None = None,
+        limit: int | None = None,
+        max_notices: int | None = None,
+        verbosity: int = 1,
+        **options: Any,
+    ) -> None:
+        if as_of is not None and not dry_run:
+            raise CommandError("--as-of needs --dry-run: a mail speaks of today.", returncode=BAD_INPUT)
+        now = read_as_of(as_of, clock=timezone.now(), dry_run=dry_run)
+        at_least_one(limit=limit, max_notices=max_notices)
+        self.verbosity = verbosity
+        if not settings.TRIAL_NOTICES:
+            self.say("TRIAL_NOTICES is off: nobody is told anything.")
+            if not dry_run:
+                return
+
+        try:
+            with explained(failed="The run failed", then="What was sent is on record; the next run sends the rest."):
+                refuse_unapplied_migrations()
+                if dry_run:
+                    self.say_what_would_happen(now, max_notices=max_notices)
+                else:
+                    self.queue_and_deliver(now, limit=limit, max_notices=max_notices)
+        except notices.TooManyNotices as refusal:
+            raise CommandError(str(refusal), returncode=REFUSED) from None
+        except OverflowError:
+            raise CommandError(f"--as-of {as_of} lies at the end of the calendar.", returncode=BAD_INPUT) from None
+        except KeyboardInterrupt:
+            raise CommandError(
+                "Stopped by a signal. What was sent is on record; run it again to go on.", returncode=INTERRUPTED
+            ) from None
+
+    def say_what_would_happen(self, now: datetime, *, max_notices: int | None) -> None:
+        owed = notices.count_owed(now=now)
+        pending = Notice.objects.pending().count()
+        self.say(f"Would queue {owed.total} notice(s): {owed}\n{pending} wait from before")
+        if max_notices is not None and owed.total + pending > max_notices:
+            self.say(f"Would be refused: at most {max_notices} may be owed.")
+
+    def queue_and_deliver(self, now: datetime, *, limit: int | None, max_notices: int | None) -> None:
+        queued = notices.queue_notices(now=now, max_notices=max_notices)
+        self.say(f"Queued {queued.total} notice(s): {queued}")
+        with stop_signals_held_back() as stop:
+            delivery = notices.deliver_notices(now=now, limit=limit, stop=stop.is_set)
+        waiting = Notice.objects.pending().count()
+        self.say(f"Delivered: {delivery}; {waiting} wait")
+        if delivery.trouble:
+            raise CommandError(f"{delivery.trouble} {waiting} mail(s) wait for the next run; none is lost.")
+        if stop.is_set():
+            raise KeyboardInterrupt

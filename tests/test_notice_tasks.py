@@ -1,0 +1,157 @@
+"""The mails by Celery: real worker, broker and mail server; and that nothing runs while they are switched off."""
+
+import importlib
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from django_celery_beat.models import PeriodicTask
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from accounts import notices, services, tasks
+from accounts.models import ExpiryRun, Notice
+from comparison.mail import Mailbox, mail_server
+from comparison.servers import free_port, wait_for
+from project.celery import app
+from tests.conftest import Process, Send
+from tests.factories import make_accounts
+
+migration = importlib.import_module("accounts.migrations.0006_hourly_notices")
+
+DAY = timedelta(days=1)
+
+
+def sent() -> int:
+    return Notice.objects.filter(status=Notice.Status.SENT).count()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_expiry_by_celery_has_the_mails_sent_as_soon_as_the_mail_server_is_there_and_lanes_go_on_until_the_last(
+    celery: Process, send: Send, tmp_path: Path
+) -> None:
+    make_accounts(12, ended=10 * DAY, now=timezone.now())
+    make_accounts(5, ended=-DAY / 2, now=timezone.now())
+    port = free_port()
+    on = {"TRIAL_NOTICES": "1", "EMAIL_URL": f"smtp://127.0.0.1:{port}", "DEFAULT_FROM_EMAIL": "trials@example.com"}
+
+    with celery("worker", "--concurrency=2", "--loglevel=INFO", **on):
+        send("accounts.expire_trials", kwargs={"batch_size": 5})
+        log = tmp_path / "worker.log"
+        wait_for("the mail server to be missed", lambda: "The mail server cannot be used" in log.read_text())
+        with mail_server(port) as mailbox:
+            wait_for("everybody to be told", lambda: sent() == 17)
+
+            make_accounts(7, ended=-DAY / 2, now=timezone.now())
+            send("accounts.send_trial_notices", kwargs={"lanes": 2, "batch_size": 1})
+            wait_for("the others to be reminded", lambda: sent() == 24)
+
+    assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 24
+
+
+@pytest.fixture
+def sent_messages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Tasks that would have been sent to the broker."""
+    messages: list[tuple[str, Any]] = []
+    monkeypatch.setattr(
+        tasks.send_trial_notices, "apply_async", lambda **options: messages.append(("send", options["expires"]))
+    )
+    return messages
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("on", "path", "count", "asked"),
+    [
+        (True, ExpiryRun.Path.CELERY, 1, 1),
+        (True, ExpiryRun.Path.CELERY, 0, 0),
+        (True, ExpiryRun.Path.COMMAND, 1, 0),
+        (False, ExpiryRun.Path.CELERY, 1, 0),
+    ],
+)
+def test_only_a_run_by_celery_that_expired_somebody_asks_for_the_mails(
+    settings: Settings, sent_messages: list[Any], *, on: bool, path: ExpiryRun.Path, count: int, asked: int
+) -> None:
+    settings.TRIAL_NOTICES = on
+    make_accounts(count, ended=10 * DAY, now=timezone.now())
+
+    services.expire_trials(path=path, now=timezone.now())
+
+    assert len(sent_messages) == asked
+
+
+@pytest.mark.django_db
+def test_switched_off_the_tasks_return_at_once(django_assert_num_queries: DjangoAssertNumQueries) -> None:
+    make_accounts(1, ended=-DAY / 2, now=timezone.now())
+
+    with django_assert_num_queries(0):
+        tasks.send_trial_notices()
+        tasks.deliver_notices()
+
+
+@pytest.mark.django_db
+def test_switched_off_an_expiry_asks_the_database_exactly_what_it_asks_without_any_of_this() -> None:
+    def queries_of_a_run() -> int:
+        make_accounts(1, ended=10 * DAY, now=timezone.now())
+        with CaptureQueriesContext(connection) as queries:
+            services.expire_trials(path=ExpiryRun.Path.CELERY, now=timezone.now())
+        return len(queries)
+
+    with_it = queries_of_a_run()
+    assert services.trials_expired.disconnect(tasks.tell_whom_a_run_expired)
+    try:
+        assert queries_of_a_run() == with_it
+    finally:
+        services.trials_expired.connect(tasks.tell_whom_a_run_expired)
+
+
+@pytest.mark.django_db
+def test_a_lane_goes_on_only_as_long_as_its_tick_lasts_and_while_there_is_something_to_send(
+    settings: Settings, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.TRIAL_NOTICES = True
+    again: list[dict[str, Any]] = []
+    monkeypatch.setattr(tasks.deliver_notices, "apply_async", lambda **options: again.append(options))
+    make_accounts(2, ended=-DAY / 2, now=timezone.now())
+    notices.queue_notices(now=timezone.now())
+
+    tasks.deliver_notices.push_request(expires="2026-03-01T12:00:00+00:00")
+    for _ in range(3):
+        tasks.deliver_notices.run(batch_size=1)
+    tasks.deliver_notices.pop_request()
+
+    assert again == [{"kwargs": {"batch_size": 1}, "expires": "2026-03-01T12:00:00+00:00"}] * 2
+    assert len(mailbox.mails) == 2
+
+
+# --- The schedule ---
+
+
+@pytest.fixture
+def tick(transactional_db: None) -> PeriodicTask:
+    migration.add(apps, None)
+    return PeriodicTask.objects.get(name=migration.NAME)
+
+
+def test_the_schedule_ticks_hourly_half_an_hour_from_the_expiry(tick: PeriodicTask) -> None:
+    assert (tick.enabled, tick.task) == (True, tasks.send_trial_notices.name)
+    assert str(tick.crontab) == "30 * * * * (m/h/dM/MY/d) UTC"
+    assert tick.expire_seconds < 3600
+    assert tick.task in app.tasks
+
+
+def test_what_an_admin_edits_stays_edited_and_the_migration_takes_only_its_own_entry_back(tick: PeriodicTask) -> None:
+    tick.enabled = False
+    tick.save()
+    other = PeriodicTask.objects.create(name="somebody else's", task=tick.task, crontab=tick.crontab)
+
+    migration.add(apps, None)
+    tick.refresh_from_db()
+    assert not tick.enabled
+
+    migration.remove(apps, None)
+    assert list(PeriodicTask.objects.filter(task=tick.task)) == [other]
