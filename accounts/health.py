@@ -43,7 +43,7 @@ def problems(*, now: datetime, max_age: timedelta) -> list[str]:
 
 def last_success() -> str:
     """When a run last succeeded, in words."""
-    run = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of").last()
+    run = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of", "pk").last()
     return f"the last one, by {run.path}, was as of {run.as_of:%Y-%m-%d %H:%M} UTC" if run else "none ever has"
 
 

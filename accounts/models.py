@@ -29,7 +29,7 @@ class ExpiryRunQuerySet(models.QuerySet["ExpiryRun"]):
 
     def succeeded_since(self, moment: datetime) -> "ExpiryRun | None":
         """The latest run that succeeded and applied the rule to ``moment`` or later, if there is one."""
-        return self.filter(status=ExpiryRun.Status.SUCCEEDED, as_of__gte=moment).order_by("as_of").last()
+        return self.filter(status=ExpiryRun.Status.SUCCEEDED, as_of__gte=moment).order_by("as_of", "pk").last()
 
 
 class ExpiryRun(models.Model):
