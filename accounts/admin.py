@@ -22,8 +22,8 @@ from django.utils.html import format_html
 from django.utils.text import Truncator
 from django_celery_beat.models import PeriodicTask
 
-from accounts import overview, services, tasks
-from accounts.models import Account, ExpiryRun, User
+from accounts import notices, overview, services, tasks
+from accounts.models import Account, ExpiryRun, Notice, User
 from accounts.templatetags.durations import duration
 
 if TYPE_CHECKING:
@@ -359,3 +359,56 @@ class ExpiryRunAdmin(LookOnlyAdmin):
                 request, f"{left:,} were locked by somebody else. Undo again for the rest.", messages.WARNING
             )
         return page
+
+
+@admin.register(Notice)
+class NoticeAdmin(LookOnlyAdmin):
+    """The mails to customers: what became of each, and another try for those that failed."""
+
+    list_display = ("id", "customer", "kind", "days_before", "ends", "status", "attempts", "short_error", "when")
+    list_filter = ("status", "kind")
+    list_select_related = ("account__user",)
+    search_fields = ("account__user__email__iexact",)
+    search_help_text = "The whole e-mail address, in upper or lower case."
+    actions = ("retry",)
+
+    @admin.display(description="customer")
+    def customer(self, notice: Notice) -> str:
+        """Whom it is for."""
+        return notice.account.user.email or notice.account.user.username
+
+    @admin.display(description="trial ends at")
+    def ends(self, notice: Notice) -> str:
+        """The end it speaks of, in UTC."""
+        return f"{notice.trial_ends_at:{MINUTES}}"
+
+    @admin.display(description="sent, or next attempt")
+    def when(self, notice: Notice) -> str:
+        """When it was sent or, while pending, will be tried."""
+        moment = notice.sent or (notice.next_attempt if notice.status == Notice.Status.PENDING else None)
+        return f"{moment:{MINUTES}}" if moment else NOTHING
+
+    @admin.display(description="error")
+    def short_error(self, notice: Notice) -> str:
+        """The beginning of it; the notice's own page has all."""
+        return Truncator(notice.last_error).chars(60)
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Who may change notices may have them sent."""
+        return request.user.has_perm("accounts.change_notice")
+
+    @admin.action(description="Try again now", permissions=["operate"])
+    def retry(self, request: HttpRequest, chosen: QuerySet[Notice]) -> None:
+        """Have the next delivery take up mails that failed, however often they did."""
+        now = timezone.now()
+        retried = 0
+        for notice in chosen:
+            if notices.retry(notice_id=notice.pk, now=now):
+                retried += 1
+                self.log_change(request, notice, "To be tried again.")
+        if retried:
+            self.message_user(request, f"{retried} to be sent by the next delivery.", messages.SUCCESS)
+        if refused := len(chosen) - retried:
+            self.message_user(
+                request, f"{refused} left as they were: sent already, or no longer true.", messages.WARNING
+            )

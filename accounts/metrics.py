@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
-from accounts.models import Account, ExpiryRun
+from accounts.models import Account, ExpiryRun, Notice
 
 
 @require_safe
@@ -49,6 +49,8 @@ class TrialExpiry:
         """Yield every metric."""
         yield from self.ledger()
         yield from self.backlog()
+        if settings.TRIAL_NOTICES:
+            yield self.notices()
 
     def ledger(self) -> Iterator[Metric]:
         """What runs did, by path."""
@@ -92,3 +94,15 @@ class TrialExpiry:
             "For how long the account that is due longest has been so; 0 when none is.",
             waiting.total_seconds(),
         )
+
+    def notices(self) -> Metric:
+        """What became of the mails."""
+        by_status = GaugeMetricFamily(
+            "trial_expiry_notices",
+            "Notices by status. No counter: a notice changes its status, and old ones are pruned.",
+            labels=["status"],
+        )
+        counts = dict(Notice.objects.order_by().values_list("status").annotate(Count("pk")))
+        for status in Notice.Status.values:
+            by_status.add_metric([status], counts.get(status, 0))
+        return by_status

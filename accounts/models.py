@@ -294,6 +294,8 @@ class Notice(models.Model):
             models.Index(
                 fields=["next_attempt", "id"], condition=Q(status="pending"), name="accounts_notice_deliverable"
             ),
+            # Serves the admin's lists by status, and metrics, which count them.
+            models.Index(fields=["status", "id"], name="accounts_notice_by_status"),
         ]
         constraints: ClassVar = [
             # A rerun, a second beat or a redelivery owes nothing twice; a new end of the trial owes anew.

@@ -25,6 +25,7 @@ from django.db.models.functions import Now
 from django.template.loader import render_to_string
 
 from accounts.models import Account, AccountQuerySet, ExpiryRun, Notice
+from accounts.retention import prune_notices
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +164,7 @@ def queue_notices(*, now: datetime, max_notices: int | None = None) -> Queue:
     for kind, days, accounts in _owed(now):
         counts[kind] += _insert(kind, days, accounts, now)
     queued = Queue(**{kind.value: count for kind, count in counts.items()})
+    prune_notices()
     logger.info("queue_notices as_of=%s ending_soon=%s ended=%s", now.isoformat(), queued.ending_soon, queued.ended)
     return queued
 
@@ -298,6 +300,15 @@ def _deliver_next(now: datetime, mailer: BaseEmailBackend) -> str | None:
         notice.status, notice.sent, notice.last_error = Notice.Status.SENT, Now(), ""
         notice.save(update_fields=["status", "sent", "last_error"])
         return "sent"
+
+
+def retry(*, notice_id: int, now: datetime) -> bool:
+    """Let a notice that waits or was given up be tried again at once, as if for the first time.
+
+    False when it was sent or skipped: what was sent is not sent again, and what is true again is queued by itself.
+    """
+    waiting = Notice.objects.filter(pk=notice_id, status__in=[Notice.Status.PENDING, Notice.Status.GIVEN_UP])
+    return waiting.update(status=Notice.Status.PENDING, attempts=0, next_attempt=now) == 1
 
 
 def is_true(notice: Notice, *, now: datetime) -> bool:

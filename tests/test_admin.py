@@ -19,14 +19,14 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts import services
 from accounts.admin import AccountAdmin, CappedPaginator
-from accounts.models import Account, ExpiryRun, User
-from tests.factories import AccountFactory, UserFactory, fill_tables
+from accounts.models import Account, ExpiryRun, Notice, User
+from tests.factories import AccountFactory, NoticeFactory, UserFactory, fill_tables
 
 pytestmark = pytest.mark.django_db
 
-ACCOUNTS, RUNS = "/admin/accounts/account/", "/admin/accounts/expiryrun/"
+ACCOUNTS, RUNS, NOTICES = (f"/admin/accounts/{model}/" for model in ("account", "expiryrun", "notice"))
 DAY = timedelta(days=1)
-MODELS: dict[str, type[Model]] = {"account": Account, "expiryrun": ExpiryRun, "user": User}
+MODELS: dict[str, type[Model]] = {"account": Account, "expiryrun": ExpiryRun, "notice": Notice, "user": User}
 
 Staff = Callable[..., Client]
 
@@ -35,6 +35,15 @@ Staff = Callable[..., Client]
 def run(now: datetime) -> ExpiryRun:
     AccountFactory.create_batch(3, created=now - timedelta(days=90))
     return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+
+
+@pytest.fixture
+def notice(now: datetime) -> Notice:
+    """A mail that was given up."""
+    notice: Notice = NoticeFactory.create(
+        status=Notice.Status.GIVEN_UP, attempts=5, last_error="550 no such user", next_attempt=now
+    )
+    return notice
 
 
 @pytest.fixture
@@ -71,7 +80,7 @@ def test_the_front_page_is_the_admin(admin_client: Client) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_list_and_row_can_be_looked_at(admin_client: Client, run: ExpiryRun, model: str) -> None:
+def test_every_list_and_row_can_be_looked_at(admin_client: Client, run: ExpiryRun, notice: Notice, model: str) -> None:
     row = MODELS[model]._default_manager.latest("pk")
 
     assert admin_client.get(f"/admin/accounts/{model}/").status_code == 200
@@ -88,8 +97,10 @@ def test_support_finds_an_account_by_e_mail_and_sees_which_run_expired_it(admin_
     assert f'<a href="{RUNS}{run.pk}/change/">run {run.pk}</a>' in page
 
 
-@pytest.mark.parametrize("model", ["account", "expiryrun"])
-def test_nobody_adds_changes_or_deletes_rows_by_hand(admin_client: Client, run: ExpiryRun, model: str) -> None:
+@pytest.mark.parametrize("model", ["account", "expiryrun", "notice"])
+def test_nobody_adds_changes_or_deletes_rows_by_hand(
+    admin_client: Client, run: ExpiryRun, notice: Notice, model: str
+) -> None:
     pk = MODELS[model]._default_manager.latest("pk").pk
 
     for page in ("add/", f"{pk}/delete/"):
@@ -334,16 +345,58 @@ def test_an_undo_that_fails_says_what_to_do(
     )
 
 
+# --- Mails ---
+
+
+def test_the_notices_tell_which_mails_failed_and_why(admin_client: Client, notice: Notice, now: datetime) -> None:
+    NoticeFactory.create(next_attempt=now)
+
+    page = admin_client.get(NOTICES, {"status__exact": "given_up"}).content.decode()
+
+    assert "550 no such user" in page
+    assert notice.account.user.email in page
+    assert "1 notice" in page
+
+
+def test_mails_that_failed_are_tried_again_at_once_and_those_sent_or_skipped_are_not(
+    staff: Staff, notice: Notice, now: datetime
+) -> None:
+    sent = NoticeFactory.create(status=Notice.Status.SENT, sent=now, next_attempt=now)
+    skipped = NoticeFactory.create(status=Notice.Status.SKIPPED, next_attempt=now)
+    waiting = NoticeFactory.create(attempts=2, next_attempt=timezone.now() + DAY)
+    chosen = {"_selected_action": [notice.pk, sent.pk, skipped.pk, waiting.pk], "action": "retry", "index": 0}
+
+    answer = staff("view_notice", "change_notice").post(NOTICES, chosen)
+
+    assert [str(message) for message in get_messages(answer.wsgi_request)] == [
+        "2 to be sent by the next delivery.",
+        "2 left as they were: sent already, or no longer true.",
+    ]
+    deliverable = Notice.objects.deliverable(timezone.now())
+    assert {(n.pk, n.attempts) for n in deliverable} == {(notice.pk, 0), (waiting.pk, 0)}
+    assert LogEntry.objects.count() == 2
+
+
+def test_whoever_may_only_look_at_notices_cannot_have_them_sent(staff: Staff, notice: Notice) -> None:
+    chosen = {"_selected_action": [notice.pk], "action": "retry", "index": 0}
+
+    staff("view_notice").post(NOTICES, chosen)
+
+    notice.refresh_from_db()
+    assert notice.status == Notice.Status.GIVEN_UP
+
+
 # --- Large tables ---
 
 
-@pytest.mark.parametrize(("path", "queries"), [(ACCOUNTS, 5), (RUNS, 5)])
+@pytest.mark.parametrize(("path", "queries"), [(ACCOUNTS, 5), (RUNS, 5), (NOTICES, 5)])
 def test_a_list_asks_as_many_queries_for_many_rows_as_for_few(
     admin_client: Client, now: datetime, django_assert_max_num_queries: DjangoAssertNumQueries, path: str, queries: int
 ) -> None:
     for days in range(10):
         AccountFactory.create(created=now - timedelta(days=90))
         services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now + days * DAY)
+        NoticeFactory.create(next_attempt=now)
 
     with django_assert_max_num_queries(queries):
         admin_client.get(path)

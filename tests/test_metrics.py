@@ -13,9 +13,9 @@ from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import services
 from accounts.metrics import TrialExpiry
-from accounts.models import Account, ExpiryRun
+from accounts.models import Account, ExpiryRun, Notice
 from accounts.services import TooManyDue
-from tests.factories import make_accounts
+from tests.factories import NoticeFactory, make_accounts
 
 pytestmark = pytest.mark.django_db
 
@@ -154,3 +154,17 @@ def test_no_query_reads_the_whole_table_of_accounts(now: datetime) -> None:
 
     assert any("accounts_account_due" in line for line in plans)
     assert not any("Seq Scan on accounts_account" in line for line in plans)
+
+
+def test_notices_are_told_by_status_where_they_are_on(now: datetime, settings: Settings) -> None:
+    NoticeFactory.create_batch(2, next_attempt=now)
+    NoticeFactory.create(status=Notice.Status.GIVEN_UP, next_attempt=now)
+    assert metrics(now).get_sample_value("trial_expiry_notices", {"status": "pending"}) is None
+
+    settings.TRIAL_NOTICES = True
+
+    told = {
+        status: metrics(now).get_sample_value("trial_expiry_notices", {"status": status})
+        for status in Notice.Status.values
+    }
+    assert told == {"pending": 2, "sent": 0, "skipped": 0, "given_up": 1}

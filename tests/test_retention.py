@@ -9,10 +9,10 @@ from django.db import DatabaseError
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts import services
-from accounts.models import ExpiryRun
-from accounts.retention import prune_ledger
-from tests.factories import AccountFactory, make_accounts
+from accounts import notices, services
+from accounts.models import ExpiryRun, Notice
+from accounts.retention import prune_ledger, prune_notices
+from tests.factories import AccountFactory, NoticeFactory, make_accounts
 
 pytestmark = pytest.mark.django_db
 
@@ -99,3 +99,44 @@ def test_a_ledger_that_cannot_be_pruned_does_not_fail_the_run(
     assert expire(now).status == ExpiryRun.Status.SUCCEEDED
 
     assert "ledger_not_pruned error=DatabaseError" in caplog.text
+
+
+def notice_of(age: timedelta, **fields: Any) -> Notice:
+    """A mail that was sent so long ago about a trial that ended then."""
+    then = timezone.now() - age
+    notice: Notice = NoticeFactory.create(
+        **{"status": "sent", "sent": then, "queued": then, "trial_ends_at": then, "next_attempt": then, **fields}
+    )
+    return notice
+
+
+@pytest.mark.parametrize(
+    ("age", "kept"), [(365 * DAY - MINUTE, True), (365 * DAY + MINUTE, False)], ids=["just before", "just after"]
+)
+def test_a_notice_that_was_sent_is_pruned_after_a_year(age: timedelta, kept: bool) -> None:
+    notice_of(age)
+
+    assert prune_notices() == (not kept)
+
+
+@pytest.mark.parametrize("status", ["skipped", "given_up"])
+def test_a_notice_that_was_never_sent_is_pruned_as_well(status: str) -> None:
+    notice_of(400 * DAY, status=status, sent=None)
+
+    assert prune_notices() == 1
+
+
+def test_a_notice_that_waits_is_not_pruned_nor_one_whose_mail_could_be_owed_again() -> None:
+    notice_of(400 * DAY, status="pending", sent=None)
+    notice_of(400 * DAY, trial_ends_at=timezone.now() + DAY)
+    notice_of(400 * DAY, queued=timezone.now() - DAY)
+
+    assert prune_notices() == 0
+
+
+def test_queueing_mails_prunes_old_notices(now: datetime) -> None:
+    old = notice_of(400 * DAY)
+
+    notices.queue_notices(now=now)
+
+    assert not Notice.objects.filter(pk=old.pk).exists()

@@ -66,7 +66,8 @@ class Migration(migrations.Migration):
                         condition=models.Q(("status", "pending")),
                         fields=["next_attempt", "id"],
                         name="accounts_notice_deliverable",
-                    )
+                    ),
+                    models.Index(fields=["status", "id"], name="accounts_notice_by_status"),
                 ],
                 "constraints": [
                     models.UniqueConstraint(
