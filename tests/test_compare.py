@@ -92,6 +92,7 @@ def test_every_contender_does_the_same_work_beside_a_configured_database_to_whic
     assert {sample.contender for sample in result.samples} == set(result.scenarios[0].contenders)
     for sample in result.samples:
         assert sample.seconds
+        assert sample.service_seconds
         assert sample.peak_memory_bytes
         assert sample.cpu_seconds is not None
         assert sample.measured_on == 800
@@ -313,7 +314,7 @@ def test_what_is_measured_on_a_part_is_extrapolated_without_its_start_up(
     measured: Callable[..., results.Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InThisProcess, "part", 8)  # of 800
-    monkeypatch.setattr(InThisProcess, "growing", {"seconds": 10.0, "cpu_seconds": 5.0})
+    monkeypatch.setattr(InThisProcess, "told", {"seconds": 10.0, "cpu_seconds": 5.0})
 
     def expire_eight(now: datetime) -> None:
         keys = list(Account.objects.due(now).values_list("pk", flat=True)[:8])
@@ -324,6 +325,7 @@ def test_what_is_measured_on_a_part_is_extrapolated_without_its_start_up(
     assert sample.wrong == ""
     assert (sample.measured_on, sample.waits) == (8, 0)
     assert sample.seconds == pytest.approx(99 * 10.0, abs=5)  # and what this run took
+    assert sample.service_seconds == 100 * 10.0
     assert sample.cpu_seconds == 99 * 5.0
 
 
@@ -339,6 +341,10 @@ def test_the_99th_percentile_of_a_hundred_is_the_second_largest() -> None:
         (["--rounds", "0"], "--rounds must be at least 1, not 0."),
         (["--workers", "0"], "--workers must be at least 1, not 0."),
         (["--json", "/nowhere/at/all.json"], "There is no directory /nowhere/at for all.json."),
+        (
+            ["--svg", "a.svg", "--sizes", "1000"],
+            "--svg draws growth: it needs two --sizes and the scenario backlog.",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
