@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -23,7 +23,8 @@ from django.utils import timezone
 
 from accounts import services
 from accounts.models import Account, ExpiryRun
-from comparison import results, scenarios
+from comparison import contenders, results, scenarios
+from comparison.compare import database_process
 from comparison.contenders import Contender, Failed
 from comparison.measure import Measuring, percentile
 from comparison.results import Result, Scenario
@@ -75,6 +76,7 @@ def compare(configured: str) -> Compare:
     return start
 
 
+@pytest.mark.faults
 @pytest.mark.postgres
 def test_every_contender_does_the_same_work_beside_a_configured_database_to_which_nobody_connects(
     compare: Compare, configured: str, tmp_path: Path
@@ -153,6 +155,7 @@ def started_in(temporary: Path) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
+@pytest.mark.faults
 @pytest.mark.postgres
 def test_a_comparison_stopped_by_ctrl_c_leaves_nothing_behind(
     compare: Compare, configured: str, tmp_path: Path
@@ -267,15 +270,46 @@ def fail() -> None:
 
 
 @pytest.fixture
-def measured(transactional_db: None) -> Iterator[Callable[[Callable[[datetime], object]], results.Sample]]:
-    """Measure what a function does, called with the moment."""
-    now = timezone.now()
-    scenario = filled(now)
-    measuring = Measuring(restore=lambda name: None, seed=1, now=now)
-    yield lambda do: measuring.sample(InThisProcess(lambda: do(now)), scenario, round_number=1)
+def sampled(transactional_db: None) -> Iterator[Callable[[Contender, datetime], results.Sample]]:
+    """Measure a contender in a backlog as of a moment."""
+
+    def sample(contender: Contender, now: datetime) -> results.Sample:
+        measuring = Measuring(restore=lambda name: None, database=database_process(), seed=1, now=now)
+        return measuring.sample(contender, filled(now), round_number=1)
+
+    yield sample
     with connection.cursor() as cursor:
         cursor.execute("DROP TABLE expected")
         cursor.execute("DROP TABLE others")
+
+
+@pytest.fixture
+def measured(
+    sampled: Callable[[Contender, datetime], results.Sample],
+) -> Callable[[Callable[[datetime], object]], results.Sample]:
+    """Measure what a function does, called with the moment."""
+    now = timezone.now()
+    return lambda do: sampled(InThisProcess(lambda: do(now)), now)
+
+
+@pytest.mark.parametrize("contender", [contenders.raw_sql, contenders.command], ids=["psql", "the command"])
+def test_a_real_process_is_measured_and_tells_what_its_work_alone_took(
+    contender: Callable[[], Contender],
+    sampled: Callable[[Contender, datetime], results.Sample],
+    environment: Mapping[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sample = sampled(contender(), timezone.now())
+
+    assert sample.wrong == ""
+    assert sample.seconds
+    assert sample.peak_memory_bytes
+    # A server on another machine goes by another clock than the command.
+    if database_process() or connection.vendor == "sqlite" or contender is contenders.raw_sql:
+        assert sample.service_seconds
+        assert sample.service_seconds < sample.seconds
 
 
 @pytest.mark.parametrize(
