@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,8 +41,8 @@ class Contender(ABC):
     about: results.Contender
     part: int | None = None
     """Measured on so many due accounts only."""
-    growing: Mapping[str, float] | None = None
-    """Of the last run on a part, the ``seconds`` and ``cpu_seconds`` that grow with the accounts."""
+    told: Mapping[str, float] | None = None
+    """What the last run measured of its work, if it does: ``seconds`` and ``cpu_seconds``, without start-up."""
 
     @abstractmethod
     def run(self) -> None:
@@ -63,6 +64,8 @@ class CronRun(Contender):
     about: results.Contender
     arguments: Sequence[str]
     part: int | None = None
+    telling: Callable[[str], Mapping[str, float]] | None = None
+    """Reads ``told`` from the output."""
     child: subprocess.Popen[str] | None = None
 
     def run(self) -> None:
@@ -84,8 +87,8 @@ class CronRun(Contender):
         if self.child.returncode:
             last_line = (errors.strip().splitlines() or ["no word on stderr"])[-1]
             raise Failed(f"It ended with exit code {self.child.returncode}: {last_line}")
-        if self.part is not None:
-            self.growing = json.loads(output.splitlines()[-1])
+        if self.telling:
+            self.told = self.telling(output)
 
     def processes(self) -> list[psutil.Process]:
         """The process, while it runs."""
@@ -199,6 +202,17 @@ def broker_process(url: str) -> psutil.Process:
         return psutil.Process(info["process_id"])
 
 
+def last_line_as_json(output: str) -> dict[str, float]:
+    """What ``expire_otherwise`` measured of itself."""
+    told: dict[str, float] = json.loads(output.splitlines()[-1])
+    return told
+
+
+def timing_of_psql(output: str) -> dict[str, float]:
+    """What psql measured of its last statement."""
+    return {"seconds": float(re.findall(r"^Time: ([\d.]+) ms", output, re.MULTILINE)[-1]) / 1000}
+
+
 RAW_UPDATE = """
     UPDATE accounts_account SET status = 'trial_expired', trial_expired_at = {now}, expiry_run_id = 0
     WHERE status = 'trialing' AND trial_ends_at < {limit}
@@ -209,25 +223,27 @@ def raw_sql() -> CronRun:
     """One statement, no Django: what the database itself needs."""
     if connection.vendor == "postgresql":
         statement = RAW_UPDATE.format(now="now()", limit=f"now() - interval '{settings.TRIAL_GRACE_DAYS} days'")
-        arguments = [servers.psql(), "--no-psqlrc", os.environ["DATABASE_URL"], "--command", statement]
-        client = "psql"
+        arguments = [servers.psql(), "--no-psqlrc", os.environ["DATABASE_URL"]]
+        arguments += ["--command", r"\timing on", "--command", statement]
+        client, telling = "psql", timing_of_psql
     else:
         statement = RAW_UPDATE.format(
             now="datetime('now')", limit=f"datetime('now', '-{settings.TRIAL_GRACE_DAYS} days')"
         )
         script = (
-            "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], timeout=20);"
-            "c.execute('PRAGMA synchronous=NORMAL'); c.execute(sys.argv[2]); c.commit(); c.close()"
+            "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], timeout=20);"
+            "c.execute('PRAGMA synchronous=NORMAL'); began = time.monotonic(); c.execute(sys.argv[2]); c.commit();"
+            "print('{\"seconds\":', time.monotonic() - began, '}'); c.close()"
         )
         arguments = [sys.executable, "-c", script, str(connection.settings_dict["NAME"]), statement]
-        client = "Python's sqlite3"
+        client, telling = "Python's sqlite3", last_line_as_json
     about = results.Contender(
         name="raw-sql",
         title=f"{client}, one UPDATE",
         how=f"{client} runs one UPDATE that writes the same columns of the same rows: the limit.",
         path="limit",
     )
-    return CronRun(about=about, arguments=arguments)
+    return CronRun(about=about, arguments=arguments, telling=telling)
 
 
 def one_update() -> CronRun:
@@ -238,7 +254,8 @@ def one_update() -> CronRun:
         how="A management command with one queryset.update(), of the same columns, in a process of its own.",
         path="cron",
     )
-    return CronRun(about=about, arguments=[sys.executable, "manage.py", "expire_otherwise", "one-update"])
+    arguments = [sys.executable, "manage.py", "expire_otherwise", "one-update"]
+    return CronRun(about=about, arguments=arguments, telling=last_line_as_json)
 
 
 def command() -> CronRun:
@@ -262,7 +279,7 @@ def row_by_row() -> CronRun:
         path="cron",
     )
     arguments = [sys.executable, "manage.py", "expire_otherwise", "row-by-row", "--limit", str(PART)]
-    return CronRun(about=about, arguments=arguments, part=PART)
+    return CronRun(about=about, arguments=arguments, part=PART, telling=last_line_as_json)
 
 
 def celery(concurrency: int, *, broker: str, logs: Path) -> Worker:

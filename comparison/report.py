@@ -69,11 +69,11 @@ def write_svg(result: Result, path: Path) -> None:
     Raises:
         ValueError: the result has fewer than two backlogs, so nothing grows.
     """
-    growth = list(pictures.growth_pictures(result, backlogs(result)))
+    growth = next(pictures.growth_pictures(result, backlogs(result)), None)
     if not growth:
         raise ValueError("There is no growth to draw: only one size was measured.")
     colours = render_to_string("comparison/colours.css")
-    head, body = growth[0].plot.wide.split(">", 1)
+    head, body = growth.plot.wide.split(">", 1)
     head = re.sub(
         r'viewBox="0 0 ([\d.]+) ([\d.]+)"',
         lambda size: f'viewBox="-16 -16 {float(size[1]) + 32:g} {float(size[2]) + 32:g}"',  # a margin

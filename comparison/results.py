@@ -15,6 +15,7 @@ SCHEMA = 1
 
 MEASURES = {
     "seconds": "wall time",
+    "service_seconds": "time of the work alone, without start-up",
     "cpu_seconds": "CPU time of the path's processes",
     "database_cpu_seconds": "CPU time of the database server",
     "peak_memory_bytes": "peak memory of the path's processes",
@@ -116,6 +117,10 @@ class Sample:
     """Due accounts it really worked on. Fewer than the scenario's: times are extrapolated to all, the rest is not."""
     seconds: float | None = None
     """Wall time, from the trigger (process started, message sent) to the last commit (process ended, run closed)."""
+    service_seconds: float | None = None
+    """The work alone: from the moment the path read its clock (task or command, Python and Django being up) to the
+    closed run, so connecting, planning and every slice are in it: ``finished`` less ``as_of`` in the ledger. Of those
+    that keep no ledger, what they measured of their statement."""
     cpu_seconds: float | None = None
     """User and system time of the path's processes: the cron process, or worker and broker. Not the database."""
     database_cpu_seconds: float | None = None

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from comparison.results import MEASURES, Contender, Result, Scenario, Spread
+from comparison.results import MEASURES, Contender, Figure, Result, Scenario, Spread
 from comparison.verdict import ARTICLE, COMMAND, celery, held_while_idle, largest_backlog
 from comparison.wording import accounts, duration, extent, memory, times
 
 WORK = {
     "seconds": "time",
+    "service_seconds": "without start-up",
     "cpu_seconds": "CPU",
     "database_cpu_seconds": "database CPU",
     "peak_memory_bytes": "peak memory",
@@ -65,9 +66,8 @@ def _contenders_sheet(result: Result, scenario: Scenario, headings: dict[str, st
         measure for measure in headings if any(result.figure(scenario.name, each.name, measure) for each in contenders)
     ]
     timed, several = "seconds" in taken, result.options.rounds > 1
-    columns = ["", *(headings[measure] for measure in taken)]
-    if timed:
-        columns[2:2] = ["rounds", "ratio"] if several else ["ratio"]
+    beside = {"seconds": ("rounds", "ratio") if several else ("ratio",), "service_seconds": ("ratio",)}
+    columns = ["", *(column for measure in taken for column in (headings[measure], *beside.get(measure, ())))]
     paid = not timed and any(each.waits for each in result.samples if each.scenario == scenario.name)
     if paid:
         columns.append("payments")
@@ -82,10 +82,7 @@ def _contenders_sheet(result: Result, scenario: Scenario, headings: dict[str, st
         cells = []
         for measure in taken:
             figure = result.figure(scenario.name, contender.name, measure)
-            cells.append(quantity(measure, figure.spread.median) if figure else "")
-            if measure == "seconds":
-                cells += [between(figure.spread, measure) if figure else ""] if several else []
-                cells.append(times(figure.ratio.median) if figure and figure.ratio else "")
+            cells += _cells(figure, beside.get(measure, ())) if figure else ["", *("" for _ in beside.get(measure, ()))]
         if paid:
             cells.append(accounts(sum(each.waits for each in samples)))
         rows.append((contender.title, *cells))
@@ -93,6 +90,15 @@ def _contenders_sheet(result: Result, scenario: Scenario, headings: dict[str, st
         if timed and 0 < part < scenario.due:
             notes.append(f"{contender.title} was measured on {accounts(part)}, its times extrapolated to all.")
     return Sheet(caption=caption, columns=tuple(columns), rows=tuple(rows), note=" ".join(notes))
+
+
+def _cells(figure: Figure, beside: tuple[str, ...]) -> list[str]:
+    """The median, and what is to be beside it."""
+    written = {
+        "rounds": between(figure.spread, figure.measure),
+        "ratio": times(figure.ratio.median) if figure.ratio else "",
+    }
+    return [quantity(figure.measure, figure.spread.median), *(written[each] for each in beside)]
 
 
 def glance_sheet(result: Result) -> Sheet:

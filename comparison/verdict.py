@@ -261,6 +261,8 @@ def distance_from_the_limit(result: Result) -> Finding | None:
     text = f"With {accounts(largest.due)} due accounts the command, start-up included, took {times(median(by_round))} "
     text += "the time of one raw UPDATE"
     text += f" (in the rounds {times(min(by_round))} to {times(max(by_round))})." if len(by_round) > 1 else "."
+    if alone := ratios(result, largest, COMMAND, largest.baseline, "service_seconds"):
+        text += f" Its work alone, from reading the clock to the closed run, took {times(median(alone))}."
     if locks := ratios(result, largest, largest.baseline, COMMAND, "longest_transaction_seconds"):
         longest = _median(result, largest, COMMAND, "longest_transaction_seconds")
         text += f" Its longest transaction was {duration(longest)}; the raw UPDATE's was {times(median(locks))} that."

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -23,7 +23,8 @@ from django.utils import timezone
 
 from accounts import services
 from accounts.models import Account, ExpiryRun
-from comparison import results, scenarios
+from comparison import contenders, results, scenarios
+from comparison.compare import database_process
 from comparison.contenders import Contender, Failed
 from comparison.measure import Measuring, percentile
 from comparison.results import Result, Scenario
@@ -75,6 +76,7 @@ def compare(configured: str) -> Compare:
     return start
 
 
+@pytest.mark.faults
 @pytest.mark.postgres
 def test_every_contender_does_the_same_work_beside_a_configured_database_to_which_nobody_connects(
     compare: Compare, configured: str, tmp_path: Path
@@ -92,6 +94,7 @@ def test_every_contender_does_the_same_work_beside_a_configured_database_to_whic
     assert {sample.contender for sample in result.samples} == set(result.scenarios[0].contenders)
     for sample in result.samples:
         assert sample.seconds
+        assert sample.service_seconds
         assert sample.peak_memory_bytes
         assert sample.cpu_seconds is not None
         assert sample.measured_on == 800
@@ -152,6 +155,7 @@ def started_in(temporary: Path) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
+@pytest.mark.faults
 @pytest.mark.postgres
 def test_a_comparison_stopped_by_ctrl_c_leaves_nothing_behind(
     compare: Compare, configured: str, tmp_path: Path
@@ -266,15 +270,46 @@ def fail() -> None:
 
 
 @pytest.fixture
-def measured(transactional_db: None) -> Iterator[Callable[[Callable[[datetime], object]], results.Sample]]:
-    """Measure what a function does, called with the moment."""
-    now = timezone.now()
-    scenario = filled(now)
-    measuring = Measuring(restore=lambda name: None, seed=1, now=now)
-    yield lambda do: measuring.sample(InThisProcess(lambda: do(now)), scenario, round_number=1)
+def sampled(transactional_db: None) -> Iterator[Callable[[Contender, datetime], results.Sample]]:
+    """Measure a contender in a backlog as of a moment."""
+
+    def sample(contender: Contender, now: datetime) -> results.Sample:
+        measuring = Measuring(restore=lambda name: None, database=database_process(), seed=1, now=now)
+        return measuring.sample(contender, filled(now), round_number=1)
+
+    yield sample
     with connection.cursor() as cursor:
         cursor.execute("DROP TABLE expected")
         cursor.execute("DROP TABLE others")
+
+
+@pytest.fixture
+def measured(
+    sampled: Callable[[Contender, datetime], results.Sample],
+) -> Callable[[Callable[[datetime], object]], results.Sample]:
+    """Measure what a function does, called with the moment."""
+    now = timezone.now()
+    return lambda do: sampled(InThisProcess(lambda: do(now)), now)
+
+
+@pytest.mark.parametrize("contender", [contenders.raw_sql, contenders.command], ids=["psql", "the command"])
+def test_a_real_process_is_measured_and_tells_what_its_work_alone_took(
+    contender: Callable[[], Contender],
+    sampled: Callable[[Contender, datetime], results.Sample],
+    environment: Mapping[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sample = sampled(contender(), timezone.now())
+
+    assert sample.wrong == ""
+    assert sample.seconds
+    assert sample.peak_memory_bytes
+    # A server on another machine goes by another clock than the command.
+    if database_process() or connection.vendor == "sqlite" or contender is contenders.raw_sql:
+        assert sample.service_seconds
+        assert sample.service_seconds < sample.seconds
 
 
 @pytest.mark.parametrize(
@@ -313,7 +348,7 @@ def test_what_is_measured_on_a_part_is_extrapolated_without_its_start_up(
     measured: Callable[..., results.Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InThisProcess, "part", 8)  # of 800
-    monkeypatch.setattr(InThisProcess, "growing", {"seconds": 10.0, "cpu_seconds": 5.0})
+    monkeypatch.setattr(InThisProcess, "told", {"seconds": 10.0, "cpu_seconds": 5.0})
 
     def expire_eight(now: datetime) -> None:
         keys = list(Account.objects.due(now).values_list("pk", flat=True)[:8])
@@ -324,6 +359,7 @@ def test_what_is_measured_on_a_part_is_extrapolated_without_its_start_up(
     assert sample.wrong == ""
     assert (sample.measured_on, sample.waits) == (8, 0)
     assert sample.seconds == pytest.approx(99 * 10.0, abs=5)  # and what this run took
+    assert sample.service_seconds == 100 * 10.0
     assert sample.cpu_seconds == 99 * 5.0
 
 
@@ -339,6 +375,10 @@ def test_the_99th_percentile_of_a_hundred_is_the_second_largest() -> None:
         (["--rounds", "0"], "--rounds must be at least 1, not 0."),
         (["--workers", "0"], "--workers must be at least 1, not 0."),
         (["--json", "/nowhere/at/all.json"], "There is no directory /nowhere/at for all.json."),
+        (
+            ["--svg", "a.svg", "--sizes", "1000"],
+            "--svg draws growth: it needs two --sizes and the scenario backlog.",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:

@@ -67,6 +67,7 @@ class Command(BaseCommand):
         )
         parser.add_argument("--json", type=Path, metavar="FILE", help="Write every sample and figure there.")
         parser.add_argument("--html", type=Path, metavar="FILE", help="Write a report with plots there.")
+        parser.add_argument("--svg", type=Path, metavar="FILE", help="Write the plot of growth there (two sizes).")
 
     def handle(self, *args: Any, **given: Any) -> None:
         sizes, rounds = QUICK if given["quick"] else FULL if given["full"] else DEFAULT
@@ -80,11 +81,16 @@ class Command(BaseCommand):
         ):
             if number < lowest:
                 raise CommandError(f"{option} must be at least {lowest}, not {number}.", returncode=BAD_INPUT)
-        for file in (given["json"], given["html"]):
+        for file in (given["json"], given["html"], given["svg"]):
             if file and not file.absolute().parent.is_dir():
                 raise CommandError(
                     f"There is no directory {file.absolute().parent} for {file.name}.", returncode=BAD_INPUT
                 )
+
+        if given["svg"] and (len(sizes) < 2 or "backlog" not in given["scenarios"]):
+            raise CommandError(
+                "--svg draws growth: it needs two --sizes and the scenario backlog.", returncode=BAD_INPUT
+            )
 
         if settings.SETTINGS_MODULE != "comparison.settings":
             begin_again_on_a_scratch_database(database_url=given["database"], sqlite=given["sqlite"])
@@ -114,7 +120,7 @@ class Command(BaseCommand):
             raise CommandError(f"The comparison cannot go on: {error}") from error
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)  # whoever started this process says it
-        present(result, json=given["json"], html=given["html"])
+        present(result, json=given["json"], html=given["html"], svg=given["svg"])
 
 
 def begin_again_on_a_scratch_database(*, database_url: str | None, sqlite: bool) -> None:
@@ -179,12 +185,14 @@ def measure(options: Options, *, kinds: list[str], now: datetime) -> Result:
         return comparison.run()
 
 
-def present(result: Result, *, json: Path | None, html: Path | None) -> None:
+def present(result: Result, *, json: Path | None, html: Path | None, svg: Path | None) -> None:
     """The table, and the files that were asked for."""
     if json:
         json.write_text(result.to_json())
-    from comparison.report import print_report, write_html  # brings matplotlib
+    from comparison.report import print_report, write_html, write_svg  # brings matplotlib
 
     print_report(result, Console(highlight=False))
     if html:
         write_html(result, html)
+    if svg:
+        write_svg(result, svg)
