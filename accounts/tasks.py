@@ -133,6 +133,9 @@ BATCH_SECONDS = 60
 LANES = 8
 """Tasks that deliver side by side, if there are as many worker processes; each has a connection to the mail server."""
 
+MAILS_FOR_A_LANE = 25
+"""With fewer waiting for it, a lane is not worth a connection of its own."""
+
 TICK_SECONDS = 55 * 60
 """A lane ends by then: the next tick brings new ones."""
 
@@ -146,15 +149,16 @@ def tell_whom_a_run_expired(run: ExpiryRun, **_: Any) -> None:
 
 @shared_task(name="accounts.send_trial_notices", base=RetriedTask, ignore_result=True)
 def send_trial_notices(*, lanes: int = LANES, batch_size: int = BATCH_SIZE, max_notices: int | None = None) -> None:
-    """Queue the mails that are owed, and have them delivered by as many ``lanes`` as there are batches of them."""
+    """Queue the mails that are owed, and have them delivered side by side: a lane for every 25, ``lanes`` at most."""
     if not settings.TRIAL_NOTICES:
         return
     now = timezone.now()
     notices.queue_notices(now=now, max_notices=max_notices)
-    deliverable = Notice.objects.deliverable(now)[: lanes * batch_size].count()
-    batches = [deliver_notices.si(batch_size=batch_size) for _ in range(ceil(deliverable / batch_size))]
-    if batches:
-        group(batches).apply_async(expires=TICK_SECONDS)
+    enough = min(batch_size, MAILS_FOR_A_LANE)
+    waiting = Notice.objects.deliverable(now)[: lanes * enough].count()
+    deliveries = [deliver_notices.si(batch_size=batch_size) for _ in range(ceil(waiting / enough))]
+    if deliveries:
+        group(deliveries).apply_async(expires=TICK_SECONDS)
 
 
 @shared_task(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import group
 from django.apps import apps
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
@@ -126,6 +127,21 @@ def test_a_lane_goes_on_only_as_long_as_its_tick_lasts_and_while_there_is_someth
 
     assert again == [{"kwargs": {"batch_size": 1}, "expires": "2026-03-01T12:00:00+00:00"}] * 2
     assert len(mailbox.mails) == 2
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("waiting", "lanes"), [(0, None), (1, 1), (25, 1), (26, 2), (300, 8)])
+def test_mails_are_delivered_side_by_side_as_soon_as_there_are_enough_of_them(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, waiting: int, lanes: int | None
+) -> None:
+    settings.TRIAL_NOTICES = True
+    make_accounts(waiting, ended=-DAY / 2, now=timezone.now())
+    asked: list[int] = []
+    monkeypatch.setattr(group, "apply_async", lambda deliveries, **_: asked.append(len(deliveries.tasks)))
+
+    tasks.send_trial_notices()
+
+    assert asked == ([] if lanes is None else [lanes])
 
 
 # --- The schedule ---
