@@ -24,8 +24,9 @@ from redis import Redis
 
 from accounts.models import Account, ExpiryRun
 from accounts.services import BATCH_SIZE, plan_slices
-from comparison import contenders, scenarios, servers
+from comparison import contenders, mails, scenarios, servers
 from comparison.contenders import ENVIRONMENT, Contender, Worker
+from comparison.mail import mail_server
 from comparison.measure import Measuring, memory_bytes
 from comparison.results import (
     DueQuery,
@@ -43,6 +44,8 @@ from comparison.results import (
 from comparison.scratch import Database
 
 BASELINE = "raw-sql"
+BROKER_DATABASE_OF_MAILS = 4
+"""The broker's databases from this one on belong to the workers that send mails."""
 
 
 @dataclass(kw_only=True)
@@ -51,7 +54,7 @@ class Comparison:
 
     options: Options
     kinds: Sequence[str]
-    """Of scenarios; all but the backlog at the last size only."""
+    """Of scenarios; all but the backlog at the last size only, and the notices as many as the options say."""
     now: datetime
     directory: Path
     """For logs."""
@@ -78,13 +81,14 @@ class Comparison:
             (kind, accounts)
             for accounts in self.options.sizes
             for kind in self.kinds
-            if kind == "backlog" or accounts == self.options.sizes[-1]
+            if kind == "backlog" or (accounts == self.options.sizes[-1] and kind != "notices")
         ]
 
     @property
     def steps(self) -> int:
         """How often ``advance`` is going to be called."""
-        return 1 + len(self.plan) * (1 + self.options.rounds * len(self.contenders)) + 1
+        of_mails = 1 + len(mails.PROCESSES) if "notices" in self.kinds else 0
+        return 1 + len(self.plan) * (1 + self.options.rounds * len(self.contenders)) + of_mails + 1
 
     def run(self) -> Result:
         """Do it all. What it starts is stopped when it returns or raises."""
@@ -95,12 +99,13 @@ class Comparison:
         done: list[Scenario] = []
         due_queries: list[DueQuery] = []
         recoveries: list[Recovery] = []
+        taking_part = [*self.contenders]
         with ExitStack() as started:
             for worker in self.workers:
                 started.enter_context(worker.started())
             for worker in self.workers:
                 worker.wait_until_ready()
-                worker.run()  # the first message costs a worker more than all later ones
+                worker.tick()  # the first message costs a worker more than all later ones
             standing = self.measure_standing()
             start_ups = self.measure_start_ups()
             measuring = Measuring(
@@ -112,20 +117,25 @@ class Comparison:
             self.advance()
             for accounts in self.options.sizes:
                 kinds = [kind for kind, size in self.plan if size == accounts]
-                of_this_size = self.fill(accounts, kinds)
+                of_this_size = self.fill(accounts, kinds) if kinds else []
                 for scenario in of_this_size:
-                    samples += self.rounds(scenario, measuring)
+                    samples += self.rounds(scenario, measuring, self.contenders, rounds=self.options.rounds)
                     done.append(scenario)
                     if scenario.kind == "nothing":
                         due_queries.append(self.measure_due_query(scenario))
                     if (scenario.kind, scenario.accounts) == self.plan[-1] and scenario.due >= 4 * BATCH_SIZE:
                         recoveries += self.recover(scenario)
                     self.database.forget(scenario.name)
+            if "notices" in self.kinds:
+                scenario, of_mails, who = self.send_mails(measuring)
+                done.append(scenario)
+                samples += of_mails
+                taking_part += who
             self.advance()
         result = Result(
             machine=machine(self.broker),
             options=self.options,
-            contenders=tuple(contender.about for contender in self.contenders),
+            contenders=tuple(contender.about for contender in taking_part),
             scenarios=tuple(sorted(done, key=lambda each: (list(scenarios.TITLES).index(each.kind), each.accounts))),
             samples=tuple(samples),
             due_queries=tuple(due_queries),
@@ -136,8 +146,45 @@ class Comparison:
 
     def worker(self, concurrency: int, *, broker_database: int) -> Worker:
         """A worker on a database of the broker where it is alone."""
-        broker = f"{self.broker.rpartition('/')[0]}/{broker_database}"
-        return contenders.celery(concurrency, broker=broker, logs=self.directory)
+        return contenders.celery(concurrency, broker=self.broker_url(broker_database), logs=self.directory)
+
+    def broker_url(self, number: int) -> str:
+        """Of one of the broker's databases."""
+        return f"{self.broker.rpartition('/')[0]}/{number}"
+
+    def send_mails(self, measuring: Measuring) -> tuple[Scenario, list[Sample], list[Contender]]:
+        """The scenario of mails: one round, because most of its time is the mail server's, which does not vary."""
+        self.say(f"Filling the database with {self.options.mails:,} notices to send")
+        self.database.restore("empty")
+        scenario = mails.fill(self.options.mails, now=self.now)
+        self.database.keep(scenario.name)
+        with mail_server() as mailbox, ExitStack() as started:
+            mailbox.seconds = mails.SECONDS_PER_MAIL
+            workers = [
+                mails.celery(
+                    concurrency,
+                    mailbox=mailbox,
+                    notices=self.options.mails,
+                    broker=self.broker_url(BROKER_DATABASE_OF_MAILS + number),
+                    logs=self.directory,
+                )
+                for number, concurrency in enumerate(mails.PROCESSES)
+            ]
+            for worker in workers:
+                started.enter_context(worker.started())
+            for worker in workers:
+                worker.wait_until_ready()
+                worker.tick()
+            who: list[Contender] = [mails.command(mailbox), *workers]
+            scenario = replace(scenario, contenders=tuple(each.about.name for each in who))
+            looking = mails.MeasuringMails(
+                restore=measuring.restore,
+                database=measuring.database,
+                seed=measuring.seed,
+                now=measuring.now,
+                mailbox=mailbox,
+            )
+            return scenario, list(self.rounds(scenario, looking, who, rounds=1)), who
 
     def fill(self, accounts: int, kinds: Sequence[str]) -> list[Scenario]:
         """Build and put aside the databases of the scenarios of one size."""
@@ -157,11 +204,13 @@ class Comparison:
         self.database.forget("users")
         return filled
 
-    def rounds(self, scenario: Scenario, measuring: Measuring) -> Iterator[Sample]:
+    def rounds(
+        self, scenario: Scenario, measuring: Measuring, taking_part: Sequence[Contender], *, rounds: int
+    ) -> Iterator[Sample]:
         """Every contender in turn, again and again, each time in another order."""
         rng = random.Random(f"{scenario.name}-{self.options.seed}")  # noqa: S311
-        for number in range(1, self.options.rounds + 1):
-            for contender in rng.sample(self.contenders, k=len(self.contenders)):
+        for number in range(1, rounds + 1):
+            for contender in rng.sample(taking_part, k=len(taking_part)):
                 self.say(f"{scenario.title}. Round {number}: {contender.about.title}")
                 yield measuring.sample(contender, scenario, round_number=number)
                 self.advance()
@@ -191,7 +240,7 @@ class Comparison:
             )
 
         log = self.directory / "beat.log"
-        schedule = {"CELERY_BROKER_URL": f"{self.broker.rpartition('/')[0]}/9"}  # where nobody listens
+        schedule = {"CELERY_BROKER_URL": self.broker_url(9)}  # where nobody listens
         arguments = ("-m", "celery", "-A", "project", "beat", "--loglevel=DEBUG", "--pidfile=")
         with servers.process(*arguments, env=schedule, log=log) as beat:
             servers.wait_for("beat to read its schedule", lambda: "Current schedule" in log.read_text(), seconds=60)

@@ -66,6 +66,8 @@ class CronRun(Contender):
     part: int | None = None
     telling: Callable[[str], Mapping[str, float]] | None = None
     """Reads ``told`` from the output."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What it needs beside what every contender has."""
     child: subprocess.Popen[str] | None = None
 
     def run(self) -> None:
@@ -73,7 +75,7 @@ class CronRun(Contender):
         with subprocess.Popen(  # noqa: S603 (our own)
             self.arguments,
             cwd=settings.BASE_DIR,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, **self.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -111,6 +113,8 @@ class Worker(Contender):
     broker: str
     """URL of a database of the broker that no other worker listens to."""
     log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What it needs beside what every contender has."""
     standing: list[psutil.Process] = field(default_factory=list)
     """The worker and its children."""
     server: psutil.Process | None = None
@@ -123,7 +127,7 @@ class Worker(Contender):
         with servers.process(
             *("-m", "celery", "-A", "project", "worker", "--loglevel=INFO"),
             *(f"--concurrency={self.concurrency}", f"--hostname={self.about.name}@%h"),
-            env={**ENVIRONMENT, "CELERY_BROKER_URL": self.broker},
+            env={**ENVIRONMENT, **self.environment, "CELERY_BROKER_URL": self.broker},
             log=self.log,
         ) as worker:
             self.standing = [psutil.Process(worker.pid)]
@@ -151,6 +155,10 @@ class Worker(Contender):
 
     def run(self) -> None:
         """From the message to the closed run."""
+        self.tick()
+
+    def tick(self) -> None:
+        """Have the due trials expired, and wait for the run to be closed; raise Failed when it was not a success."""
         task_id = self.send()
         closed = "SELECT status, error FROM accounts_expiryrun WHERE task_id = %s AND status <> 'running'"
 
@@ -169,11 +177,11 @@ class Worker(Contender):
         if status != ExpiryRun.Status.SUCCEEDED:
             raise Failed(f"The run was {status}: {error}")
 
-    def send(self) -> str:
-        """Send the tick as beat does; returns the task's id."""
+    def send(self, task: str = "accounts.expire_trials", **options: int) -> str:
+        """Send a task, the tick of the expiry, as beat does; returns its id."""
         with app.connection_for_write(self.broker) as to_the_broker:
             task_id = str(uuid4())
-            app.send_task("accounts.expire_trials", task_id=task_id, connection=to_the_broker, ignore_result=True)
+            app.send_task(task, kwargs=options, task_id=task_id, connection=to_the_broker, ignore_result=True)
         return task_id
 
     def processes(self) -> list[psutil.Process]:

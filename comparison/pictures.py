@@ -7,7 +7,7 @@ from comparison import plots
 from comparison.plots import Colour, Plot
 from comparison.results import Contender, Result, Scenario
 from comparison.sheets import taking_part, with_processes
-from comparison.verdict import COMMAND, ratios
+from comparison.verdict import COMMAND, MAIL_COMMAND, ratios
 from comparison.wording import duration, listed, memory, times
 
 
@@ -94,11 +94,12 @@ def standing_picture(result: Result) -> Picture:
 
 def colour(result: Result, contender: Contender) -> Colour:
     """The command and Celery stand out; of several Celery contenders the last one most."""
-    if contender.name == COMMAND:
+    if contender.name in (COMMAND, MAIL_COMMAND):
         return Colour.COMMAND
     if contender.path != "celery":
         return Colour.REFERENCE
-    last = [each for each in result.contenders if each.path == "celery"][-1]
+    rivals = {name for each in result.scenarios if contender.name in each.contenders for name in each.contenders}
+    last = [each for each in result.contenders if each.path == "celery" and each.name in rivals][-1]
     return Colour.CELERY if contender == last else Colour.CELERY_LIGHT
 
 

@@ -36,7 +36,8 @@ def print_report(result: Result, console: Console) -> None:
         for sheet in section.sheets:
             print_sheet(sheet, console)
     console.rule("[bold]What the figures say")
-    print_sheet(sheets.glance_sheet(result), console)
+    if (glance := sheets.glance_sheet(result)).rows:
+        print_sheet(glance, console)
     for finding in verdict(result):
         console.print(f"[bold]{finding.title}.[/bold] {finding.text}\n", highlight=False)
 

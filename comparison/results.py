@@ -67,6 +67,8 @@ class Options:
     """Processes of the Celery worker that has several."""
     interval_seconds: float
     """Of the schedule, the same for both paths."""
+    mails: int = 0
+    """Notices of the scenario that sends them; 0 where it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

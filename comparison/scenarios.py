@@ -18,6 +18,7 @@ TITLES = {
     "nothing": "Nothing due among {accounts:,} accounts",
     "normal": "A normal day: {due:,} of {accounts:,} accounts are due",
     "backlog": "A backlog: {due:,} of {accounts:,} accounts are due",
+    "notices": "{due:,} notices through a mail server that takes 50 ms for each",
 }
 OTHERS = {
     Account.TRIALING: 25,

@@ -47,7 +47,8 @@ def between(spread: Spread, measure: str) -> str:
 def scenario_sheets(result: Result, scenario: Scenario) -> Iterator[Sheet]:
     """The work of every contender, and what it did to others; of the measures, those that were taken."""
     titles = {each.name: each.title for each in result.contenders}
-    rounds = f"medians of {result.options.rounds} rounds" if result.options.rounds > 1 else "one round"
+    number = rounds_of(result, scenario)
+    rounds = f"medians of {number} rounds" if number > 1 else "one round"
     yield _contenders_sheet(
         result,
         scenario,
@@ -65,7 +66,7 @@ def _contenders_sheet(result: Result, scenario: Scenario, headings: dict[str, st
     taken = [
         measure for measure in headings if any(result.figure(scenario.name, each.name, measure) for each in contenders)
     ]
-    timed, several = "seconds" in taken, result.options.rounds > 1
+    timed, several = "seconds" in taken, rounds_of(result, scenario) > 1
     beside = {"seconds": ("rounds", "ratio") if several else ("ratio",), "service_seconds": ("ratio",)}
     columns = ["", *(column for measure in taken for column in (headings[measure], *beside.get(measure, ())))]
     paid = not timed and any(each.waits for each in result.samples if each.scenario == scenario.name)
@@ -90,6 +91,11 @@ def _contenders_sheet(result: Result, scenario: Scenario, headings: dict[str, st
         if timed and 0 < part < scenario.due:
             notes.append(f"{contender.title} was measured on {accounts(part)}, its times extrapolated to all.")
     return Sheet(caption=caption, columns=tuple(columns), rows=tuple(rows), note=" ".join(notes))
+
+
+def rounds_of(result: Result, scenario: Scenario) -> int:
+    """How often each contender ran."""
+    return max((each.round for each in result.samples if each.scenario == scenario.name), default=0)
 
 
 def _cells(figure: Figure, beside: tuple[str, ...]) -> list[str]:

@@ -10,9 +10,9 @@ from enum import Enum
 from statistics import median
 
 from comparison.results import Contender, Result, Scenario, Standing
-from comparison.wording import accounts, duration, listed, memory, times
+from comparison.wording import accounts, duration, figure, listed, memory, times
 
-COMMAND, ARTICLE = "command", "one-update"
+COMMAND, ARTICLE, MAIL_COMMAND = "command", "one-update", "mail-command"
 """Names of the contenders that the verdict is about, beside those on Celery's path."""
 
 
@@ -286,6 +286,36 @@ def lateness(result: Result) -> Finding | None:
     return Finding(title="How late an account expires", text=text)
 
 
+def mails(result: Result) -> Finding | None:
+    """From how many processes on Celery sends mails faster, and for how many mails the command is fast enough."""
+    scenario = next((each for each in result.scenarios if each.kind == "notices"), None)
+    ours = _median(result, scenario, MAIL_COMMAND) if scenario else 0
+    if not scenario or not ours:
+        return None
+    rivals = [
+        (contender, by_round)
+        for contender in result.contenders
+        if contender.path == "celery" and (by_round := ratios(result, scenario, contender.name, MAIL_COMMAND))
+    ]
+    text = f"The command sent {accounts(scenario.due)} in {duration(ours)}, one after the other"
+    told = [f"{spoken(each)} in {duration(_median(result, scenario, each.name))}" for each, _ in rivals]
+    text += f"; {listed(told)}. " if told else ". "
+    faster = [each for each, by_round in rivals if judged(by_round) is Comparison.FASTER]
+    if faster:
+        text += f"{spoken(faster[0])} was the first that was faster. "
+    elif rivals:
+        text += "None of them was faster. "
+    pace = result.options.interval_seconds / ours * scenario.due
+    text += f"At this pace the command sends about {figure(pace)} mails between two calls of its schedule"
+    if faster:
+        best = result.options.interval_seconds / _median(result, scenario, faster[-1].name) * scenario.due
+        text += (
+            f", {spoken(faster[-1])} about {figure(best)}. That is where Celery begins to pay: with more mails than "
+        )
+        text += "the command can send in time"
+    return Finding(title="Mails through a slow server", text=f"{text}.")
+
+
 def recovery(result: Result) -> Finding | None:
     """How long until a killed run's work is done."""
     names = {contender.name: spoken(contender) for contender in result.contenders}
@@ -318,6 +348,7 @@ FINDERS: tuple[Callable[[Result], Finding | None], ...] = (
     customers_wait,
     distance_from_the_limit,
     lateness,
+    mails,
     recovery,
     how_sure,
 )

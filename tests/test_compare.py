@@ -17,15 +17,19 @@ import psutil
 import psycopg
 import pytest
 from django.conf import settings
+from django.core import mail
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
+from pytest_django import Settings
 
-from accounts import services
-from accounts.models import Account, ExpiryRun
-from comparison import contenders, results, scenarios
+from accounts import notices, services
+from accounts.models import Account, ExpiryRun, Notice
+from comparison import contenders, mails, results, scenarios
 from comparison.compare import database_process
 from comparison.contenders import Contender, Failed
+from comparison.mail import Mailbox
+from comparison.mails import MeasuringMails
 from comparison.measure import Measuring, percentile
 from comparison.results import Result, Scenario
 from comparison.servers import wait_for
@@ -84,15 +88,20 @@ def test_every_contender_does_the_same_work_beside_a_configured_database_to_whic
     file, temporary = tmp_path / "result.json", tmp_path / "temporary"
     temporary.mkdir()
     # On the very server that the configured database is on.
-    arguments = ("--scenarios", "backlog", f"--database={configured}", f"--json={file}")
+    arguments = ("--scenarios", "backlog", "notices", "--mails=24", f"--database={configured}", f"--json={file}")
     with compare(*arguments, temporary=temporary) as process:
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
 
     result = Result.from_json(file.read_text())
-    assert [sample.wrong for sample in result.samples] == [""] * 6
-    assert {sample.contender for sample in result.samples} == set(result.scenarios[0].contenders)
-    for sample in result.samples:
+    assert [sample.wrong for sample in result.samples] == [""] * (6 + 5)
+    backlog, notices = result.scenarios
+    assert {sample.contender for sample in result.samples} == {*backlog.contenders, *notices.contenders}
+    for name in notices.contenders:
+        (sample,) = result.of(notices.name, name)
+        assert (sample.measured_on, sample.waits) == (24, 0)
+        assert sample.seconds
+    for sample in (sample for name in backlog.contenders for sample in result.of(backlog.name, name)):
         assert sample.seconds
         assert sample.service_seconds
         assert sample.peak_memory_bytes
@@ -265,6 +274,9 @@ class InThisProcess(Contender):
         return 0.0
 
 
+UNSENT: dict[str, Any] = {"status": Notice.Status.PENDING, "sent": None}
+
+
 def fail() -> None:
     raise Failed("It ended with exit code 1: no word on stderr")
 
@@ -363,6 +375,50 @@ def test_what_is_measured_on_a_part_is_extrapolated_without_its_start_up(
     assert sample.cpu_seconds == 99 * 5.0
 
 
+@pytest.fixture
+def mails_owed(transactional_db: None, mailbox: Mailbox, settings: Settings) -> MeasuringMails:
+    """Ten mails owed, each by one notice, and who measures their sending."""
+    settings.TRIAL_NOTICES = True
+    return MeasuringMails(restore=lambda name: None, seed=1, now=timezone.now(), mailbox=mailbox)
+
+
+def send(now: datetime, *, limit: int | None = None) -> notices.Delivery:
+    notices.queue_notices(now=now)
+    return notices.deliver_notices(now=now, limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("does", "wrong"),
+    [
+        (send, ""),
+        (lambda now: send(now, limit=7), "3 mail(s) did not arrive."),
+        (lambda now: None, "10 mail(s) did not arrive."),
+        (
+            lambda now: (send(now), Notice.objects.filter(pk__in=Notice.objects.all()[:2]).update(**UNSENT), send(now)),
+            "2 mail(s) arrived more than once.",
+        ),
+        (
+            lambda now: (send(now), Notice.objects.filter(pk__in=Notice.objects.all()[:2]).update(**UNSENT)),
+            "10 notices are on record for 10 mails, 2 of them not as sent.",
+        ),
+        (
+            lambda now: (send(now), mail.send_mail("Hello", "", None, ["stranger@example.com"])),
+            "1 mail(s) went to somebody who was owed none.",
+        ),
+    ],
+    ids=["all", "some", "none", "some twice", "not on record", "to a stranger"],
+)
+def test_who_sends_the_mails_is_timed_only_when_each_arrived_once_and_is_on_record(
+    mails_owed: MeasuringMails, does: Callable[[datetime], object], wrong: str
+) -> None:
+    scenario = mails.fill(10, now=mails_owed.now)
+
+    sample = mails_owed.sample(InThisProcess(lambda: does(mails_owed.now)), scenario, round_number=1)
+
+    assert sample.wrong == wrong
+    assert (sample.seconds is None) == bool(wrong)
+
+
 def test_the_99th_percentile_of_a_hundred_is_the_second_largest() -> None:
     assert percentile([float(number) for number in range(1, 101)], 99) == 99
     assert percentile([7.0], 99) == 7
@@ -374,6 +430,10 @@ def test_the_99th_percentile_of_a_hundred_is_the_second_largest() -> None:
         (["--sizes", "10"], "--sizes must be at least 1000, not 10."),
         (["--rounds", "0"], "--rounds must be at least 1, not 0."),
         (["--workers", "0"], "--workers must be at least 1, not 0."),
+        (
+            ["--sqlite", "--scenarios", "notices"],
+            "The notices need PostgreSQL: on SQLite one process sends at a time.",
+        ),
         (["--json", "/nowhere/at/all.json"], "There is no directory /nowhere/at for all.json."),
         (
             ["--svg", "a.svg", "--sizes", "1000"],

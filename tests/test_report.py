@@ -177,6 +177,34 @@ def test_what_stands_while_idle_is_added_up_for_each_size_of_the_worker() -> Non
 
 
 @pytest.mark.parametrize(
+    ("one", "eight", "expected"),
+    [
+        ([55.0], [8.0], "Celery with 8 processes was the first that was faster"),
+        ([40.0], [8.0], "Celery with 1 process was the first that was faster"),
+        (
+            [55.0],
+            [50.0],
+            "None of them was faster. At this pace the command sends about 65,500 mails between two calls",
+        ),
+    ],
+)
+def test_mails_are_compared_with_the_command_and_with_what_the_schedule_has_time_for(
+    one: Rounds, eight: Rounds, expected: str
+) -> None:
+    example = comparison_example.result()
+    by_name = {"mail-command": [55.0], "mail-celery-1": one, "mail-celery-8": eight}
+    scenario = replace(backlog(1000), kind="notices", baseline="mail-command", contenders=tuple(by_name))
+    rivals = (
+        replace(example.contenders[3], name="mail-celery-1"),
+        replace(example.contenders[3], name="mail-celery-8", title="Celery, 8 processes"),
+    )
+    words = said(verdict.mails(replace(measured({scenario: by_name}), contenders=rivals)))
+
+    assert expected in words
+    assert ("Celery with 8 processes about 450,000" in words) == (eight == [8.0])
+
+
+@pytest.mark.parametrize(
     ("celery", "expected"),
     [
         ([0.74], "Celery with 2 processes was faster"),
@@ -316,7 +344,7 @@ OVERLAPPING_TEXT = """() => [...document.querySelectorAll('svg')].filter(svg => 
 def test_a_browser_shows_the_page_on_screen_and_phone_in_light_and_dark(
     result: Result, browser: Browser, tmp_path: Path
 ) -> None:
-    write_html(result, tmp_path / "report.html")
+    write_html(replace(result, scenarios=result.scenarios[1:]), tmp_path / "report.html")  # each kind of plot, once
     page = browser.new_page()
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))

@@ -28,22 +28,23 @@ BAD_INPUT, INTERRUPTED = 2, 130
 INTERVAL = 3600.0
 """Seconds between two ticks of the schedule that the migration of accounts creates, and of the crontab in docs."""
 
-# Numbers of accounts, and rounds.
-DEFAULT = (10_000, 100_000, 1_000_000), 2
-QUICK = (10_000, 100_000), 1
-FULL = (10_000, 100_000, 1_000_000, 10_000_000), 2
+# Numbers of accounts, rounds, and mails.
+DEFAULT = (10_000, 100_000, 1_000_000), 2, 1000
+QUICK = (10_000, 100_000), 1, 100
+FULL = (10_000, 100_000, 1_000_000, 10_000_000), 2, 1000
 
 
 class Command(BaseCommand):
     help = (
         "Measure the command and the Celery path, and what else there is to compare them with, on a scratch database "
-        "and broker of its own. Never touches the configured database. Takes about five minutes; --quick takes one."
+        "and broker of its own. Never touches the configured database. Takes less than ten minutes; --quick one or "
+        "two."
     )
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         extent = parser.add_mutually_exclusive_group()
-        extent.add_argument("--quick", action="store_true", help="Up to 100,000 accounts, one round: a minute.")
+        extent.add_argument("--quick", action="store_true", help="Up to 100,000 accounts, 100 mails, one round.")
         extent.add_argument(
             "--full", action="store_true", help="Up to 10,000,000 accounts: ten times the time, and disk."
         )
@@ -57,6 +58,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--workers", type=int, metavar="N", help="Processes of the larger worker (cores, at least 2)."
         )
+        parser.add_argument("--mails", type=int, metavar="N", help="Notices to send through a slow mail server (1000).")
         parser.add_argument("--seed", type=int, default=61, help="Of sample, customers and order (%(default)s).")
         server = parser.add_mutually_exclusive_group()
         server.add_argument("--sqlite", action="store_true", help="On SQLite instead of an embedded PostgreSQL.")
@@ -70,14 +72,16 @@ class Command(BaseCommand):
         parser.add_argument("--svg", type=Path, metavar="FILE", help="Write the plot of growth there (two sizes).")
 
     def handle(self, *args: Any, **given: Any) -> None:
-        sizes, rounds = QUICK if given["quick"] else FULL if given["full"] else DEFAULT
+        sizes, rounds, mails = QUICK if given["quick"] else FULL if given["full"] else DEFAULT
         sizes = tuple(sorted(set(given["sizes"] or sizes)))
         rounds = rounds if given["rounds"] is None else given["rounds"]
+        mails = mails if given["mails"] is None else given["mails"]
         workers = max(2, cores()) if given["workers"] is None else given["workers"]
         for option, number, lowest in (
             ("--sizes", sizes[0], PERIOD),
             ("--rounds", rounds, 1),
             ("--workers", workers, 1),
+            ("--mails", mails, 1),
         ):
             if number < lowest:
                 raise CommandError(f"{option} must be at least {lowest}, not {number}.", returncode=BAD_INPUT)
@@ -87,6 +91,10 @@ class Command(BaseCommand):
                     f"There is no directory {file.absolute().parent} for {file.name}.", returncode=BAD_INPUT
                 )
 
+        if given["sqlite"] and given["scenarios"] == ["notices"]:
+            raise CommandError(
+                "The notices need PostgreSQL: on SQLite one process sends at a time.", returncode=BAD_INPUT
+            )
         if given["svg"] and (len(sizes) < 2 or "backlog" not in given["scenarios"]):
             raise CommandError(
                 "--svg draws growth: it needs two --sizes and the scenario backlog.", returncode=BAD_INPUT
@@ -95,9 +103,10 @@ class Command(BaseCommand):
         if settings.SETTINGS_MODULE != "comparison.settings":
             begin_again_on_a_scratch_database(database_url=given["database"], sqlite=given["sqlite"])
             return
-        kinds = [kind for kind in TITLES if kind in given["scenarios"]]
+        # SQLite has one lock for all, so that no two processes send at a time.
+        kinds = [kind for kind in TITLES if kind in given["scenarios"] and not (kind == "notices" and given["sqlite"])]
         command = f"./manage.py compare_paths --sizes {' '.join(map(str, sizes))} --rounds {rounds} --workers {workers}"
-        command += f" --seed {given['seed']}"
+        command += f" --seed {given['seed']} --mails {mails}"
         command += f" --scenarios {' '.join(kinds)}" if len(kinds) < len(TITLES) else ""
         command += " --sqlite" if given["sqlite"] else " --database URL" if given["database"] else ""
         now = timezone.now()
@@ -112,6 +121,7 @@ class Command(BaseCommand):
                     seed=given["seed"],
                     workers=workers,
                     interval_seconds=INTERVAL,
+                    mails=mails if "notices" in kinds else 0,
                 ),
                 kinds=kinds,
                 now=now,
