@@ -9,14 +9,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from math import ceil
 from pathlib import Path
 
 from django.conf import settings
 from redis import Redis
 
 from accounts.models import Account, Notice, User
-from accounts.tasks import LANES
 from comparison import results, scenarios, servers
 from comparison.contenders import Contender, CronRun, Failed, Worker
 from comparison.mail import Mailbox
@@ -64,8 +62,7 @@ class MailWorker(Worker):
 
     def run(self) -> None:
         """From the message to the end of the last task: every mail is on record as sent, and nothing is queued."""
-        # A lane is for a full batch, of which so few mails would make only two: as many as there are lanes.
-        self.send("accounts.send_trial_notices", batch_size=ceil(self.notices / LANES))
+        self.send("accounts.send_trial_notices")
         with Redis.from_url(self.broker) as broker:
 
             def all_sent() -> bool:
@@ -102,8 +99,7 @@ def celery(concurrency: int, *, mailbox: Mailbox, notices: int, broker: str, log
     about = results.Contender(
         name=name,
         title=f"Celery, {processes}",
-        how=f"With mails: a message to a standing worker with {processes}, from sending it to the last mail on record. "
-        f"The mails are shared out in {LANES} batches.",
+        how=f"With mails: a message to a standing worker with {processes}, from sending it to the last mail on record.",
         path="celery",
     )
     return MailWorker(
