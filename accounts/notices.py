@@ -132,8 +132,10 @@ def _owed(now: datetime) -> Iterator[tuple[Notice.Kind, int, AccountQuerySet]]:
     """Kind, days before, and the accounts that are owed this mail and have no notice of it, or only a skipped one."""
     # By the run's time, which is that of its accounts: a week has few runs, and an index leads to their accounts.
     since = now - timedelta(days=settings.TRIAL_NOTICE_WINDOW_DAYS)
-    mails = [(Notice.Kind.ENDED, 0, ended().filter(expiry_run__as_of__gte=since, expiry_run__as_of__lte=now))]
-    mails += [(Notice.Kind.ENDING_SOON, days, ending_soon(now, days_before=days)) for days in reminder_windows()]
+    told = ended().filter(expiry_run__as_of__gte=since, expiry_run__as_of__lte=now)
+    # The reminders first, as they are delivered: they lapse.
+    mails = [(Notice.Kind.ENDING_SOON, days, ending_soon(now, days_before=days)) for days in reminder_windows()]
+    mails += [(Notice.Kind.ENDED, 0, told)]
     for kind, days, accounts in mails:
         same = Notice.objects.filter(
             account=OuterRef("pk"), kind=kind, trial_ends_at=OuterRef("trial_ends_at"), days_before=days

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
-from email.message import Message
+from email.message import EmailMessage
 from email.policy import default as modern
 from typing import Any, cast
 
@@ -47,7 +47,7 @@ class Mailbox:
         return f"smtp://{self.host}:{self.port}"
 
     @property
-    def mails(self) -> list[Message]:
+    def mails(self) -> list[EmailMessage]:
         """What was received, in order."""
         return [message_from_bytes(mail, policy=modern) for mail in list(self.raw)]
 
