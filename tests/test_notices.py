@@ -257,7 +257,7 @@ def test_a_mail_tells_the_end_and_the_time_that_is_really_left_in_text_and_html(
     notices.deliver_notices(now=now)
 
     (received,) = mailbox.mails
-    text, html = (part.get_content().replace("\r\n", "\n") for part in received.iter_parts())  # type: ignore[attr-defined]
+    text, html = (part.get_content().replace("\r\n", "\n") for part in received.iter_parts())
 
     assert received["From"] == "Trials <trials@example.com>"
     assert "Hello Ada & <b>,\n" in text
