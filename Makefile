@@ -19,7 +19,7 @@ test: .venv ## the tests, on a real PostgreSQL and a real broker that come with 
 test-sqlite: .venv ## what SQLite can do of them
 	TEST_DATABASE_URL=sqlite:/// .venv/bin/python -m pytest -n 2 $(ARGS)
 
-test-faults: .venv ## worker, beat, broker and database killed, frozen and restarted: minutes
+test-faults: .venv ## worker, beat, broker, database and mail server killed, frozen and restarted: minutes
 	.venv/bin/python -m pytest -m faults $(ARGS)
 
 test-docker: .venv ## the image and docker-compose.yml; needs a Docker engine

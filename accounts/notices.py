@@ -14,7 +14,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from email.utils import parseaddr
 from itertools import zip_longest
-from smtplib import SMTPNotSupportedError, SMTPRecipientsRefused, SMTPResponseException, SMTPServerDisconnected
+from smtplib import (
+    SMTP,
+    SMTPNotSupportedError,
+    SMTPRecipientsRefused,
+    SMTPResponseException,
+    SMTPSenderRefused,
+    SMTPServerDisconnected,
+)
 
 from django.conf import settings
 from django.core.mail import EmailMultiAlternatives, get_connection
@@ -34,6 +41,9 @@ MAX_ATTEMPTS = 5
 
 RETRY_AFTER = timedelta(minutes=15)
 """When to try a mail again: after a refusal that may pass, and after the first of those for good."""
+
+RETRY_UNANSWERED_AFTER = timedelta(hours=4)
+"""When to try a mail again that got no answer in time. It may well have arrived, so few repeats are worth the wait."""
 
 TROUBLE_IN_A_ROW = 3
 """After so many mails in a row that were put off, it is the server and not the mail: the delivery ends."""
@@ -123,8 +133,10 @@ def _owed(now: datetime) -> Iterator[tuple[Notice.Kind, int, AccountQuerySet]]:
     """Kind, days before, and the accounts that are owed this mail and have no notice of it, or only a skipped one."""
     # By the run's time, which is that of its accounts: a week has few runs, and an index leads to their accounts.
     since = now - timedelta(days=settings.TRIAL_NOTICE_WINDOW_DAYS)
-    mails = [(Notice.Kind.ENDED, 0, ended().filter(expiry_run__as_of__gte=since, expiry_run__as_of__lte=now))]
-    mails += [(Notice.Kind.ENDING_SOON, days, ending_soon(now, days_before=days)) for days in reminder_windows()]
+    told = ended().filter(expiry_run__as_of__gte=since, expiry_run__as_of__lte=now)
+    # The reminders first, as they are delivered: they lapse.
+    mails = [(Notice.Kind.ENDING_SOON, days, ending_soon(now, days_before=days)) for days in reminder_windows()]
+    mails += [(Notice.Kind.ENDED, 0, told)]
     for kind, days, accounts in mails:
         same = Notice.objects.filter(
             account=OuterRef("pk"), kind=kind, trial_ends_at=OuterRef("trial_ends_at"), days_before=days
@@ -202,7 +214,7 @@ class Delivery:
     given_up: int = 0
     """The same, for the last time."""
     put_off: int = 0
-    """Refused for the moment, or cut off; tried again later."""
+    """Refused for the moment, cut off, or failed for a reason that is not this mail's; tried again later."""
     trouble: str = ""
     """Why the delivery ended early: what is wrong with the mail server."""
     finished: bool = False
@@ -222,7 +234,13 @@ class MailServerAwayError(Exception):
     """There is no connection to the mail server, or it takes no mail for now. No notice was lost."""
 
 
-def deliver_notices(*, now: datetime, limit: int | None = None, stop: Callable[[], bool] = lambda: False) -> Delivery:
+def deliver_notices(
+    *,
+    now: datetime,
+    limit: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    interrupts: tuple[type[Exception], ...] = (),
+) -> Delivery:
     """Send the notices that are due for an attempt at ``now``, one after the other, each in a transaction of its own.
 
     May run beside itself on any number of processes: a notice is claimed by the lock on its row, which PostgreSQL gives
@@ -233,13 +251,17 @@ def deliver_notices(*, now: datetime, limit: int | None = None, stop: Callable[[
 
     A mail refused for good (5xx), or to an address that no server would take, fails alone: it is tried again after
     15 minutes, 1, 4 and 16 hours, since also a 5xx can be a mistake of the server, and then given up. One refused for
-    the moment (4xx), or cut off by a dropped connection or a timeout, is put off for 15 minutes, however often. When
-    the server cannot be reached, or three mails in a row are put off, the delivery ends and says so in ``trouble``.
+    the moment (4xx), cut off by a dropped connection, or failed for a reason that is not its own, such as a refused
+    sender or a fault in the mail backend, is put off for 15 minutes, however often. One that gets no answer within
+    ``settings.EMAIL_TIMEOUT`` is put off for 4 hours: it may have arrived, and nobody can know. When the server cannot
+    be reached, or three mails in a row are put off, the delivery ends and says so in ``trouble``.
 
     Args:
         now: the moment to judge by, with a time zone. It moves on while the delivery lasts.
         limit: the most notices to take up.
         stop: asked before every mail whether to end here.
+        interrupts: exceptions of the caller's, such as a time limit, that may strike in the middle of a mail. They end
+            the delivery and say nothing of that mail, which stays as it was.
 
     With ``settings.TRIAL_NOTICE_RATE``, this process sends at most so many mails a minute.
     """
@@ -251,7 +273,7 @@ def deliver_notices(*, now: datetime, limit: int | None = None, stop: Callable[[
     try:
         while (limit is None or delivery.taken_up < limit) and not stop():
             started = time.monotonic()
-            outcome = _deliver_next(now + timedelta(seconds=started - began), mailer)
+            outcome = _deliver_next(now + timedelta(seconds=started - began), mailer, interrupts)
             if outcome is None:
                 delivery.finished = True
                 break
@@ -274,7 +296,7 @@ def deliver_notices(*, now: datetime, limit: int | None = None, stop: Callable[[
     return delivery
 
 
-def _deliver_next(now: datetime, mailer: BaseEmailBackend) -> str | None:
+def _deliver_next(now: datetime, mailer: BaseEmailBackend, interrupts: tuple[type[Exception], ...]) -> str | None:
     """Claim the next notice and see to it; returns the field of Delivery to count it in, or None for no notice."""
     # One transaction for each mail, and durable: what was sent must be on record before the next one is.
     with transaction.atomic(durable=True):
@@ -293,6 +315,8 @@ def _deliver_next(now: datetime, mailer: BaseEmailBackend) -> str | None:
         message = compose(notice, now=now, mailer=mailer)
         try:
             _send(message, mailer)
+        except interrupts:
+            raise
         except MailServerAwayError:
             raise
         except Exception as error:  # mail backends raise what they like
@@ -358,14 +382,12 @@ def _send(message: EmailMultiAlternatives, mailer: BaseEmailBackend) -> None:
         raise ValueError("The user has no e-mail address.")
     is_new = _open(mailer)
     try:
-        mailer.send_messages([message])
-    except (SMTPServerDisconnected, ConnectionError):
-        with suppress(OSError):
-            mailer.close()
-        if is_new:
+        _send_or_hang_up(message, mailer)
+    except (SMTPServerDisconnected, ConnectionError) as error:
+        if is_new or _is_unanswered(error):
             raise
         _open(mailer)
-        mailer.send_messages([message])
+        _send_or_hang_up(message, mailer)
 
 
 def _open(mailer: BaseEmailBackend) -> bool:
@@ -375,30 +397,51 @@ def _open(mailer: BaseEmailBackend) -> bool:
         raise MailServerAwayError(f"The mail server cannot be used: {_reason(error)}") from error
 
 
+def _send_or_hang_up(message: EmailMultiAlternatives, mailer: BaseEmailBackend) -> None:
+    try:
+        mailer.send_messages([message])
+    except (SMTPResponseException, SMTPRecipientsRefused):
+        raise  # an answer: the connection is in order
+    except BaseException:
+        # The answer may be on its way, and must not be taken for that to the next mail. So no goodbye either.
+        if isinstance(smtp := getattr(mailer, "connection", None), SMTP):
+            smtp.close()
+        with suppress(OSError):
+            mailer.close()
+        raise
+
+
 def _record_failure(notice: Notice, error: Exception, now: datetime) -> str:
-    passing = _may_pass(error)
+    refused = _is_refusal(error)
     notice.last_error = _reason(error)
-    if passing:
-        notice.next_attempt = now + RETRY_AFTER
-    else:
+    if refused:
         notice.attempts += 1
         if notice.attempts >= MAX_ATTEMPTS:
             notice.status = Notice.Status.GIVEN_UP
         notice.next_attempt = now + backoff(notice.attempts)
+    else:
+        notice.next_attempt = now + (RETRY_UNANSWERED_AFTER if _is_unanswered(error) else RETRY_AFTER)
     notice.save(update_fields=["last_error", "next_attempt", "attempts", "status"])
-    outcome = "put_off" if passing else "given_up" if notice.status == Notice.Status.GIVEN_UP else "refused"
+    outcome = "put_off" if not refused else "given_up" if notice.status == Notice.Status.GIVEN_UP else "refused"
     # Not the words of the error: they may hold an address.
     logger.info("deliver_notices notice=%s outcome=%s error=%s", notice.pk, outcome, type(error).__name__)
     return outcome
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether it is the server's trouble, and not this mail's."""
+def _is_refusal(error: Exception) -> bool:
+    """Whether this mail, or its address, was refused for good. Anything else is the server's trouble, or ours."""
     if isinstance(error, SMTPRecipientsRefused):
-        return any(code < 500 for code, _ in error.recipients.values())
+        return all(code >= 500 for code, _ in error.recipients.values())
     if isinstance(error, SMTPResponseException):
-        return error.smtp_code < 500
-    return isinstance(error, OSError) and not isinstance(error, SMTPNotSupportedError)
+        return error.smtp_code >= 500 and not isinstance(error, SMTPSenderRefused)
+    if isinstance(error, OSError):
+        return isinstance(error, SMTPNotSupportedError)
+    return isinstance(error, ValueError)  # Django's word for an address that no server would take
+
+
+def _is_unanswered(error: BaseException | None) -> bool:
+    """Whether a timeout is behind the error; smtplib makes a lost connection of it."""
+    return isinstance(error, TimeoutError) or (error is not None and _is_unanswered(error.__context__))
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from celery import Task, chord, group, shared_task
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import task_failure
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
@@ -174,7 +175,12 @@ def deliver_notices(self: RetriedTask, *, batch_size: int = BATCH_SIZE) -> None:
     if not settings.TRIAL_NOTICES:
         return
     end = time.monotonic() + BATCH_SECONDS
-    delivery = notices.deliver_notices(now=timezone.now(), limit=batch_size, stop=lambda: time.monotonic() > end)
+    delivery = notices.deliver_notices(
+        now=timezone.now(),
+        limit=batch_size,
+        stop=lambda: time.monotonic() > end,
+        interrupts=(SoftTimeLimitExceeded,),
+    )
     if delivery.trouble:
         raise notices.MailServerAwayError(delivery.trouble)
     if not delivery.finished:

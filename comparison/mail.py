@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
-from email.message import Message
+from email.message import EmailMessage
 from email.policy import default as modern
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from comparison.servers import free_port
 
 Answer = Callable[[str], str | None]
-"""Given the recipient's address: the answer to give, such as "550 no such user", or None to accept."""
+"""Given the address: the answer to give, such as "550 no such user", or None to accept."""
 
 
 def accept(address: str) -> None:
@@ -28,6 +28,8 @@ class Mailbox:
 
     host: str
     port: int
+    at_sender: Answer = accept
+    """The answer to MAIL FROM, given the sender's address."""
     at_recipient: Answer = accept
     """The answer to RCPT TO. "drop" cuts the connection instead."""
     at_end: Answer = accept
@@ -45,7 +47,7 @@ class Mailbox:
         return f"smtp://{self.host}:{self.port}"
 
     @property
-    def mails(self) -> list[Message]:
+    def mails(self) -> list[EmailMessage]:
         """What was received, in order."""
         return [message_from_bytes(mail, policy=modern) for mail in list(self.raw)]
 
@@ -66,6 +68,15 @@ class _Handler:
         self.mailbox.connections += 1
         session.taken = 0  # type: ignore[attr-defined]
         return responses
+
+    async def handle_MAIL(  # noqa: N802
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        answer = self.mailbox.at_sender(address)
+        if answer is None:
+            envelope.mail_from = address
+            return "250 OK"
+        return self._say(server, answer)
 
     async def handle_RCPT(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]

@@ -27,7 +27,8 @@ def put_sample(*, size: int, seed: int, now: datetime) -> None:
 
     A tenth of the trials was extended by one to eight weeks, and every hundredth account sits exactly on the boundary:
     at ``now`` not due, a moment later due. All times lie whole hours from ``now``, so nothing else falls due in the
-    hour after it, and two runs within that hour find the same accounts due.
+    hour after it, and two runs within that hour find the same accounts due. Of every hundred, one trial at least ends
+    in 6 days, and one in 20 hours, so that every reminder is owed to somebody.
     """
     rng = random.Random(seed)  # noqa: S311 (a sample, not a secret)
     trial, grace = timedelta(days=settings.TRIAL_DAYS), timedelta(days=settings.TRIAL_GRACE_DAYS)
@@ -39,6 +40,10 @@ def put_sample(*, size: int, seed: int, now: datetime) -> None:
         extension = timedelta(0)
         if number % 100 == 0:
             status, created = Account.TRIALING, now - grace - trial
+        elif number % 100 == 25:
+            status, created = Account.TRIALING, now - trial + timedelta(days=6)
+        elif number % 100 == 50:
+            status, created = Account.TRIALING, now - trial + timedelta(hours=20)
         elif status == Account.TRIALING and rng.random() < 0.1:
             extension = timedelta(weeks=rng.randint(1, 8))
         elif status == Account.TRIAL_EXPIRED:  # before there was a ledger

@@ -103,7 +103,9 @@ EMAIL_HOST, EMAIL_PORT = _email["EMAIL_HOST"], _email["EMAIL_PORT"]
 EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _email["EMAIL_HOST_USER"], _email["EMAIL_HOST_PASSWORD"]
 EMAIL_USE_TLS, EMAIL_USE_SSL = _email.get("EMAIL_USE_TLS", False), _email.get("EMAIL_USE_SSL", False)
 EMAIL_FILE_PATH = _email["EMAIL_FILE_PATH"]
-EMAIL_TIMEOUT = 20  # seconds for each answer of the mail server
+# Seconds for each answer of the mail server. Generous, because a mail taken too slowly is sent once more: RFC 5321 asks
+# for 600. Bounded, because a batch of 60 seconds and a slow answer must come to less than a task's soft time limit.
+EMAIL_TIMEOUT = 120
 DEFAULT_FROM_EMAIL = read(env.str, "DEFAULT_FROM_EMAIL", "webmaster@localhost")
 
 # --- Django ---

@@ -13,7 +13,7 @@ from django.db import DatabaseError, connection
 from django.db.models import Sum
 
 from accounts import services
-from accounts.models import Account, ExpiryRun
+from accounts.models import Account, ExpiryRun, Notice
 from comparison.servers import wait_for
 from tests.factories import AccountFactory, make_accounts
 
@@ -64,13 +64,13 @@ def wait_until_blocked(query: str) -> None:
 
 
 @contextmanager
-def trigger_on_update(account: Account, body: str) -> Iterator[None]:
-    """Run ``body`` in the database whenever that account is updated."""
+def trigger_on_update(row: Account | Notice, body: str) -> Iterator[None]:
+    """Run ``body`` in the database whenever that row is updated."""
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE FUNCTION trap() RETURNS trigger AS $$ BEGIN {body} RETURN NEW; END $$ LANGUAGE plpgsql")
         cursor.execute(
-            "CREATE TRIGGER trap BEFORE UPDATE ON accounts_account "
-            f"FOR EACH ROW WHEN (NEW.id = {account.pk}) EXECUTE FUNCTION trap()"
+            f"CREATE TRIGGER trap BEFORE UPDATE ON {row._meta.db_table} "
+            f"FOR EACH ROW WHEN (NEW.id = {row.pk}) EXECUTE FUNCTION trap()"
         )
     try:
         yield

@@ -79,6 +79,10 @@ def test_the_demo_shows_both_paths_and_leaves_no_process_behind(demo_environment
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"Both paths expired the same \d+ accounts, and no other\.", result.stdout)
+    for end in ("ends in [3-7] days", "ends in 1 day", "has ended"):
+        assert re.search(
+            rf"To: \S+@example.com  Subject: Your Trial expiry trial {end}\n    your trial of", result.stdout
+        )
     assert result.stdout.rstrip().endswith("make test")
     assert started_by_the_demo(demo_environment["DEMO_DATABASE"]) == []
 

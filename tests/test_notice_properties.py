@@ -88,7 +88,7 @@ class World:
 
 
 class TheMails(TestCase):
-    @settings(deadline=None, max_examples=25)
+    @settings(deadline=None, max_examples=12)
     @given(st.lists(events, max_size=25))
     def test_every_run_sends_exactly_what_is_true_and_was_not_said_before(self, story: list[tuple[str, int]]) -> None:
         world = World([])

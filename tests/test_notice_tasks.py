@@ -31,6 +31,7 @@ def sent() -> int:
     return Notice.objects.filter(status=Notice.Status.SENT).count()
 
 
+@pytest.mark.faults  # the mail server is away at first; and a worker takes seconds to start
 @pytest.mark.django_db(transaction=True)
 def test_an_expiry_by_celery_has_the_mails_sent_as_soon_as_the_mail_server_is_there_and_lanes_go_on_until_the_last(
     celery: Process, send: Send, tmp_path: Path

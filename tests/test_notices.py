@@ -1,19 +1,27 @@
 """Who is owed which mail, and that it arrives once: through a real mail server that answers as it is told."""
 
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings as django_settings
+from django.core.mail.backends.smtp import EmailBackend
 from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
 from pytest_django import Settings
 
-from accounts import notices, services
+from accounts import notices, services, tasks
 from accounts.models import Account, ExpiryRun, Notice, User
 from accounts.notices import MAX_ATTEMPTS, Delivery, Queue
 from comparison.mail import Mailbox
+from comparison.servers import wait_for
 from tests.factories import AccountFactory, NoticeFactory, make_accounts
 
 pytestmark = pytest.mark.django_db
@@ -249,7 +257,7 @@ def test_a_mail_tells_the_end_and_the_time_that_is_really_left_in_text_and_html(
     notices.deliver_notices(now=now)
 
     (received,) = mailbox.mails
-    text, html = (part.get_content().replace("\r\n", "\n") for part in received.iter_parts())  # type: ignore[attr-defined]
+    text, html = (part.get_content().replace("\r\n", "\n") for part in received.iter_parts())
 
     assert received["From"] == "Trials <trials@example.com>"
     assert "Hello Ada & <b>,\n" in text
@@ -483,13 +491,21 @@ def test_a_mail_that_is_put_off_is_tried_again_after_a_quarter_of_an_hour_and_ne
     assert notice.last_error == ""
 
 
-@pytest.mark.parametrize("answer", ["421 4.3.2 shutting down", "451 4.7.0 too many", "drop"])
+@pytest.mark.parametrize(
+    ("step", "answer"),
+    [
+        ("at_end", "421 4.3.2 shutting down"),
+        ("at_end", "451 4.7.0 too many"),
+        ("at_end", "drop"),
+        ("at_sender", "530 5.7.0 Authentication required"),  # for good, but not because of the mail
+    ],
+)
 def test_three_mails_put_off_in_a_row_end_the_delivery_and_leave_the_others_as_they_were(
-    now: datetime, mailbox: Mailbox, answer: str
+    now: datetime, mailbox: Mailbox, step: str, answer: str
 ) -> None:
     make_accounts(5, ended=-DAY, now=now)
     notices.queue_notices(now=now)
-    mailbox.at_end = lambda address: answer
+    setattr(mailbox, step, lambda address: answer)
 
     delivery = notices.deliver_notices(now=now)
 
@@ -498,7 +514,7 @@ def test_three_mails_put_off_in_a_row_end_the_delivery_and_leave_the_others_as_t
     assert Notice.objects.deliverable(now).count() == 2
     assert Notice.objects.pending().filter(attempts=0).count() == 5
 
-    mailbox.at_end = lambda address: None
+    setattr(mailbox, step, lambda address: None)
     assert notices.deliver_notices(now=now + HOUR) == Delivery(sent=5, finished=True)
     assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 5
 
@@ -530,6 +546,102 @@ def test_a_server_that_is_away_changes_nothing_and_is_named_as_the_trouble(
 
     settings.EMAIL_PORT = mailbox.port
     assert notices.deliver_notices(now=now).sent == 1
+
+
+@pytest.fixture
+def slow(mailbox: Mailbox) -> Iterator[threading.Event]:
+    """Set, the mail server answers the whole of its second mail; until then it thinks about it."""
+    answer = threading.Event()
+
+    def think(address: str) -> None:
+        if len(mailbox.raw) == 1:
+            answer.wait(20)
+
+    mailbox.at_end = think
+    yield answer
+    answer.set()
+
+
+def test_a_mail_that_gets_no_answer_in_time_may_have_arrived_and_is_sent_again_hours_later_not_at_once(
+    now: datetime, mailbox: Mailbox, settings: Settings, slow: threading.Event
+) -> None:
+    settings.EMAIL_TIMEOUT = 0.5
+    make_accounts(2, ended=-DAY / 2, now=now)
+    notices.queue_notices(now=now)
+
+    assert notices.deliver_notices(now=now) == Delivery(sent=1, put_off=1, finished=True)
+    slow.set()
+    wait_for("the server to have taken the mail after all", lambda: len(mailbox.raw) == 2)
+
+    notice = Notice.objects.pending().get()
+    assert (notice.attempts, notice.last_error) == (
+        0,
+        "SMTPServerDisconnected: Connection unexpectedly closed: timed out",
+    )
+    assert notices.deliver_notices(now=now + 4 * HOUR - SECOND) == Delivery(finished=True)
+    assert notices.deliver_notices(now=now + 4 * HOUR + 10 * SECOND) == Delivery(sent=1, finished=True)
+    assert mailbox.connections == 2
+    assert mailbox.mails[1]["Message-ID"] == mailbox.mails[2]["Message-ID"]
+
+
+def test_a_time_limit_that_strikes_in_the_middle_of_a_mail_ends_the_task_and_leaves_that_mail_as_it_was(
+    mailbox: Mailbox, settings: Settings, slow: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strike(signum: int, frame: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    def think(address: str) -> None:
+        if len(mailbox.raw) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)  # as the pool does to a process
+            slow.wait(20)
+
+    settings.TRIAL_NOTICES = True
+    mailbox.at_end = think
+    make_accounts(3, ended=-DAY / 2, now=timezone.now())
+    notices.queue_notices(now=timezone.now())
+    monkeypatch.setattr(tasks.deliver_notices, "apply_async", lambda **options: None)
+    before = {notice["id"]: notice for notice in Notice.objects.values()}
+    usual = signal.signal(signal.SIGUSR1, strike)
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            tasks.deliver_notices.run()
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
+
+    pending = list(Notice.objects.pending().values())
+    assert pending == [before[notice["id"]] for notice in pending]
+    assert len(pending) == 2
+
+
+class Faulty(EmailBackend):
+    """Fails, once, in the middle of a mail, for a reason of its own."""
+
+    failed = False
+
+    def _send(self, email_message: Any) -> bool:
+        if not Faulty.failed:
+            Faulty.failed = True
+            assert self.connection
+            self.connection.putcmd("NOOP")  # its answer is still to come
+            raise KeyError("api_key")
+        return bool(super()._send(email_message))  # type: ignore[misc]
+
+
+def test_a_fault_in_the_mail_backend_counts_against_no_mail_and_leaves_no_answer_to_be_taken_for_another(
+    now: datetime, mailbox: Mailbox, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EMAIL_BACKEND = f"{__name__}.Faulty"
+    monkeypatch.setattr(Faulty, "failed", False)
+    first, second = expired(now), expired(now)
+    notices.queue_notices(now=now)
+    at_end(mailbox, second, "554 5.7.1 it looks like spam")
+
+    assert notices.deliver_notices(now=now) == Delivery(put_off=1, refused=1, finished=True)
+
+    notice = Notice.objects.get(account=first)
+    assert (notice.status, notice.attempts, notice.last_error) == ("pending", 0, "KeyError: 'api_key'")
+    assert notices.deliver_notices(now=now + HOUR / 4 + SECOND) == Delivery(sent=1, refused=1, finished=True)
+    assert mailbox.recipients == [first.user.email]
 
 
 def test_every_attempt_at_a_mail_carries_the_same_message_id(now: datetime, mailbox: Mailbox) -> None:

@@ -15,7 +15,7 @@ from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from accounts import services
-from accounts.models import Account, ExpiryRun
+from accounts.models import Account, ExpiryRun, Notice
 from comparison.servers import wait_for
 from tests.conftest import Send
 from tests.factories import make_accounts
@@ -107,7 +107,7 @@ def run_that_succeeds(task_id: str) -> ExpiryRun:
 
 
 class Gate:
-    """Stands before one account: a slice that updates it waits, inside the database, until the gate is opened."""
+    """Stands before one row: whoever updates it waits, inside the database, until the gate is opened."""
 
     KEY = 1
     HOLD = f"PERFORM set_config('lock_timeout', '0', true); PERFORM pg_advisory_xact_lock_shared({KEY});"
@@ -117,12 +117,12 @@ class Gate:
         owner.execute("SELECT pg_advisory_lock(%s)", [self.KEY])
 
     def open(self) -> None:
-        """Let every slice pass, from now on."""
+        """Let everybody pass, from now on."""
         self.owner.execute("SELECT pg_advisory_unlock_all()")
 
     def wait_until_held(self) -> None:
-        """Wait until a slice stands before the gate."""
-        wait_for("a slice to be held", self._held)
+        """Wait until somebody stands before the gate."""
+        wait_for("somebody to be held", self._held)
 
     def turn_away(self) -> None:
         """End the transactions that stand before the gate, as PostgreSQL will when it notices that a client died."""
@@ -137,9 +137,9 @@ class Gate:
 
 
 @contextmanager
-def gate_before(account: Account) -> Iterator[Gate]:
+def gate_before(row: Account | Notice) -> Iterator[Gate]:
     with (
-        trigger_on_update(account, Gate.HOLD),  # can be dropped once the gate, which goes first, lets everybody pass
+        trigger_on_update(row, Gate.HOLD),  # can be dropped once the gate, which goes first, lets everybody pass
         psycopg.connect(**connection.get_connection_params(), autocommit=True) as owner,
     ):
         yield Gate(owner)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -20,20 +21,24 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from rich.console import Console
 from rich.table import Table
 
-from accounts.models import Account, ExpiryRun, User
+from accounts.models import Account, ExpiryRun, Notice, User
+from accounts.notices import count_owed
 from comparison import servers
+from comparison.mail import Mailbox, mail_server
 from comparison.sample import put_sample
 
 DATABASE = Path(os.environ.get("DEMO_DATABASE", settings.BASE_DIR / "demo.sqlite3"))
 DATABASE_URL = f"sqlite:///{DATABASE}"
 BATCH_SIZE = 250
+MAILS_THAT_IT_ENDED = 20  # of a thousand: they come after the reminders, and are worth no wait
 LOGIN, PASSWORD = "admin", "demo"
 
 
 class Command(BaseCommand):
     help = (
         "Create a sample of accounts in demo.sqlite3, expire the due ones by the command, put the sample back, expire "
-        "them by Celery with a real worker, beat and broker, and compare. Never touches the configured database."
+        "them by Celery with a real worker, beat and broker, and compare; then mail some customers, through a mail "
+        "server of the demo's own. Never touches the configured database, and no mail leaves this machine."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -65,7 +70,7 @@ class Command(BaseCommand):
         console.rule("[bold]1. The simple path: cron and a command")
         with console.status("./manage.py expire_trials ..."):
             started = time.monotonic()
-            run_command()
+            run_command("expire_trials", "--batch-size", str(BATCH_SIZE))
             command_seconds = time.monotonic() - started
         expired_by_command = expired_accounts()
         console.print(f"$ ./manage.py expire_trials --batch-size {BATCH_SIZE}\nSearch for old trial accounts...")
@@ -87,6 +92,13 @@ class Command(BaseCommand):
             difference = sorted(expired_by_command ^ expired_by_celery)
             raise CommandError(f"The paths disagree about {len(difference)} account(s): {difference[:10]}.")
         console.print(f"[green]Both paths expired the same {len(expired_by_celery)} accounts, and no other.[/green]\n")
+
+        console.rule("[bold]4. The customers are told")
+        with console.status("./manage.py send_trial_notices ..."), mail_server() as mailbox:
+            limit = f"--limit={count_owed(now=timezone.now()).ending_soon + MAILS_THAT_IT_ENDED}"
+            said = run_command("send_trial_notices", limit, TRIAL_NOTICES="1", EMAIL_URL=mailbox.url)
+        console.print(f"$ ./manage.py send_trial_notices {limit}\n{said}")
+        console.print("Some of these mails:", *some_of(mailbox), "", sep="\n", soft_wrap=True)
         console.print(next_steps(), soft_wrap=True)
 
 
@@ -97,17 +109,19 @@ def start_over_on_the_demo_database() -> None:
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606 (ourselves)
 
 
-def run_command() -> None:
-    """Run ``expire_trials`` as cron would, in a process of its own."""
+def run_command(name: str, *arguments: str, **environment: str) -> str:
+    """Run a command as cron would, in a process of its own; returns what it prints."""
     result = subprocess.run(  # noqa: S603 (ourselves)
-        [sys.executable, "manage.py", "expire_trials", "--batch-size", str(BATCH_SIZE)],
+        [sys.executable, "manage.py", name, *arguments],
         cwd=settings.BASE_DIR,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
     if result.returncode:
-        raise CommandError(f"expire_trials ended with {result.returncode}: {result.stderr.strip()}")
+        raise CommandError(f"{name} ended with {result.returncode}: {result.stderr.strip()}")
+    return result.stdout
 
 
 def run_celery(logs: Path) -> None:
@@ -182,6 +196,18 @@ def ledger_table(wall_seconds: dict[str, float]) -> Table:
     add("the run itself", *(milliseconds(run.finished - run.started) for run in runs.values() if run.finished))
     add("with every process started and stopped", *(f"{wall_seconds[path]:.1f} s" for path in runs))
     return table
+
+
+def some_of(mailbox: Mailbox) -> Iterator[str]:
+    """Two mails of each kind as the mail server received them: to whom, subject and first line."""
+    received = {str(mail["To"]): mail for mail in mailbox.mails}
+    for days in (*settings.TRIAL_REMINDER_DAYS, 0):
+        sent = Notice.objects.filter(days_before=days, status=Notice.Status.SENT)
+        for notice in sent.select_related("account__user").order_by("pk")[:2]:
+            mail = received[notice.account.user.email]
+            text = mail.get_body(("plain",))
+            first_line = text.get_content().splitlines()[2] if text else ""
+            yield f"  To: {mail['To']}  Subject: {mail['Subject']}\n    {first_line}"
 
 
 def next_steps() -> str:

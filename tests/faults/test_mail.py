@@ -1,0 +1,204 @@
+"""Mails through a server that is slow, cuts off, refuses, dies and comes back, sent by processes that are killed."""
+
+import os
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from django.utils import timezone
+
+from accounts import notices, services
+from accounts.models import ExpiryRun, Notice
+from comparison import servers
+from comparison.mail import Mailbox, mail_server
+from comparison.servers import free_port, wait_for
+from tests.conftest import ManagePy, Process, Send
+from tests.factories import make_accounts
+from tests.faults.conftest import gate_before
+
+pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
+
+DAY = timedelta(days=1)
+
+
+class BadMailServer:
+    """A mail server with something against every fifth address, the first time it hears of it. It can die.
+
+    It remembers over its lives, all on one port, what it was asked and what it took.
+    """
+
+    AT_RECIPIENT: Mapping[int, str] = {1: "450 4.2.1 mailbox busy", 6: "550 5.1.1 no such user", 11: "drop"}
+    AT_END: Mapping[int, str] = {16: "451 4.7.0 try later", 21: "554 5.7.1 it looks like spam", 26: "drop"}
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.lives: list[Mailbox] = []
+        self.heard: Counter[tuple[int, str]] = Counter()
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        with mail_server(self.port) as mailbox:
+            mailbox.at_recipient, mailbox.at_end = self.first_time(self.AT_RECIPIENT), self.first_time(self.AT_END)
+            mailbox.seconds, mailbox.per_connection = 0.002, 40
+            self.lives.append(mailbox)
+            yield
+
+    def first_time(self, answers: Mapping[int, str]) -> Callable[[str], str | None]:
+        def answer(address: str) -> str | None:
+            self.heard[id(answers), address] += 1
+            number = int("".join(filter(str.isdigit, address)))
+            return answers.get(number % 30) if self.heard[id(answers), address] == 1 else None
+
+        return answer
+
+    def wait_for_mails(self, count: int) -> None:
+        """Wait until it has taken so many more."""
+        enough = self.taken() + count
+        wait_for(f"{enough} mails", lambda: self.taken() >= enough, seconds=60)
+
+    def taken(self) -> int:
+        return sum(len(mailbox.raw) for mailbox in self.lives)
+
+    def assert_everybody_was_told(self, *, repeats: range) -> None:
+        """Every mail that is owed is on record as sent, and was taken; with a Message-ID of its own."""
+        assert set(Notice.objects.values_list("status", flat=True)) == {Notice.Status.SENT}
+        mails = Counter((mail["To"], mail["Message-ID"]) for life in self.lives for mail in life.mails)
+        assert sorted(to for to, _ in mails) == sorted(Notice.objects.values_list("account__user__email", flat=True))
+        assert sum(mails.values()) - len(mails) in repeats
+
+
+@pytest.fixture
+def server() -> BadMailServer:
+    return BadMailServer()
+
+
+@pytest.fixture
+def notices_on(server: BadMailServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process that the test starts sends to that server."""
+    monkeypatch.setenv("TRIAL_NOTICES", "1")
+    monkeypatch.setenv("EMAIL_URL", f"smtp://127.0.0.1:{server.port}")
+    monkeypatch.setenv("DEFAULT_FROM_EMAIL", "trials@example.com")
+
+
+Command = Callable[[], AbstractContextManager[subprocess.Popen[bytes]]]
+
+
+@pytest.fixture
+def command(environment: Mapping[str, str], notices_on: None, tmp_path: Path) -> Command:
+    """``./manage.py send_trial_notices``, running beside the test."""
+    return lambda: servers.process("manage.py", "send_trial_notices", env=environment, log=tmp_path / "command.log")
+
+
+def owe(count: int) -> None:
+    """Half of the mails that a trial has ended, half that it ends tomorrow; all are queued."""
+    now = timezone.now()
+    make_accounts(count // 2, ended=10 * DAY, now=now)
+    services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+    make_accounts(count - count // 2, ended=-DAY / 2, now=now)
+    assert notices.queue_notices(now=timezone.now()).total == count
+
+
+def hours_pass() -> None:
+    """What was refused or put off is due for its next attempt."""
+    now = timezone.now()
+    Notice.objects.pending().filter(next_attempt__gt=now).update(next_attempt=now)
+
+
+def send_the_rest(manage_py: ManagePy, send: Send | None = None) -> None:
+    """Tick after tick until nothing is owed. Three mails put off in a row end a delivery, so one is not enough."""
+    for _ in range(40):
+        hours_pass()
+        if send:
+            send("accounts.send_trial_notices")
+        assert manage_py("send_trial_notices").returncode in {0, 1}
+        if not Notice.objects.pending().exists():
+            return
+    raise AssertionError(f"{Notice.objects.pending().count()} mails are still owed.")
+
+
+def kill(process: subprocess.Popen[bytes]) -> int:
+    """Kill a process and its children; returns how many of them can have had a mail in hand."""
+    children = len(psutil.Process(process.pid).children())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return max(1, children)
+
+
+def test_over_killed_workers_and_commands_and_a_bad_mail_server_that_dies_two_thousand_mails_arrive(
+    server: BadMailServer, celery: Process, command: Command, send: Send, manage_py: ManagePy
+) -> None:
+    owe(2000)
+    killed = 0
+
+    with server.alive(), celery("worker", "--concurrency=2") as worker, command() as cron:
+        send("accounts.send_trial_notices")
+        server.wait_for_mails(300)
+        killed += kill(worker)
+        killed += kill(cron)
+
+    away = manage_py("send_trial_notices")
+    assert away.returncode == 1
+    assert away.stderr.startswith("CommandError: The mail server cannot be used: ConnectionRefusedError")
+
+    with celery("worker", "--concurrency=2", "--hostname=another@%h"):
+        for _ in range(3):
+            hours_pass()
+            with server.alive(), command() as cron:
+                send("accounts.send_trial_notices")
+                server.wait_for_mails(100)
+                killed += kill(cron)
+        with server.alive():
+            send_the_rest(manage_py, send)
+
+    assert killed == 6
+    server.assert_everybody_was_told(repeats=range(killed + 1))
+
+
+def test_a_bad_mail_server_that_dies_and_comes_back_has_nothing_repeated_as_long_as_nobody_is_killed(
+    server: BadMailServer, command: Command, manage_py: ManagePy
+) -> None:
+    owe(200)
+
+    for _ in range(2):
+        with ExitStack() as running:
+            with server.alive():
+                crons = [running.enter_context(command()) for _ in range(2)]
+                server.wait_for_mails(30)
+            assert [cron.wait(60) for cron in crons] == [1, 1]  # it died under them
+        hours_pass()
+    with server.alive():
+        send_the_rest(manage_py)
+
+    server.assert_everybody_was_told(repeats=range(1))
+
+
+def test_a_process_killed_between_the_mail_server_s_answer_and_the_commit_repeats_that_one_mail(
+    server: BadMailServer, celery: Process, command: Command, send: Send
+) -> None:
+    owe(6)
+    first, second = Notice.objects.order_by("pk")[:2]
+
+    with server.alive():
+        server.lives[0].at_recipient = server.lives[0].at_end = lambda address: None  # it can be good, too
+        with gate_before(first) as gate, command() as cron:
+            gate.wait_until_held()
+            assert kill(cron) == 1
+            gate.turn_away()
+        with gate_before(second) as gate, celery("worker", "--concurrency=1") as worker:
+            send("accounts.send_trial_notices")
+            gate.wait_until_held()
+            (child,) = psutil.Process(worker.pid).children()
+            child.kill()
+            gate.turn_away()
+            gate.open()
+            wait_for("the others to be sent", lambda: not Notice.objects.pending().exists())
+
+    server.assert_everybody_was_told(repeats=range(2, 3))
+    told = Counter(server.lives[0].recipients)
+    assert [told[notice.account.user.email] for notice in (first, second)] == [2, 2]
