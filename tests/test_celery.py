@@ -96,17 +96,6 @@ def test_only_json_is_spoken() -> None:
 # --- Worker and beat ---
 
 
-def test_a_worker_runs_a_single_slice_in_the_task_itself(celery: Process, send: Send) -> None:
-    accounts_due_by_the_real_clock(3)
-
-    with celery("worker", "--concurrency=1"):
-        task = send("accounts.expire_trials")
-        run = wait_for("the run to be closed", closed_run)
-
-    assert (run.path, run.status, run.task_id) == (ExpiryRun.Path.CELERY, ExpiryRun.Status.SUCCEEDED, task.id)
-    assert (run.slice_count, run.expired_count) == (1, 3)
-
-
 def test_beat_picks_the_schedule_up_from_the_database_and_several_slices_go_out_as_a_chord(
     celery: Process, tick: PeriodicTask, tmp_path: Path
 ) -> None:
@@ -136,18 +125,23 @@ def test_in_a_backlog_slices_share_a_message_and_there_are_still_enough_for_many
     assert [part for share in shares for part in share] == slices
 
 
-def test_the_fuse_fails_the_task_which_says_why_in_the_worker_s_log(
+def test_a_worker_runs_a_single_slice_in_the_task_itself_and_the_fuse_fails_the_task_which_says_why(
     celery: Process, send: Send, tmp_path: Path
 ) -> None:
-    accounts_due_by_the_real_clock(3)
-
     with celery("worker", "--concurrency=1", TRIAL_EXPIRY_MAX="2"):
-        send("accounts.expire_trials")
+        accounts_due_by_the_real_clock(2)
+        task = send("accounts.expire_trials")
         run = wait_for("the run to be closed", closed_run)
+
+        accounts_due_by_the_real_clock(3)
+        send("accounts.expire_trials")
+        refused = wait_for("the refusal", ExpiryRun.objects.filter(status=ExpiryRun.Status.REFUSED).first)
         log = tmp_path / "worker.log"
         wait_for("the worker to say so", lambda: "TooManyDue" in log.read_text())
 
-    assert (run.status, run.due_count, run.expired_count) == (ExpiryRun.Status.REFUSED, 3, 0)
+    assert (run.path, run.status, run.task_id) == (ExpiryRun.Path.CELERY, ExpiryRun.Status.SUCCEEDED, task.id)
+    assert (run.slice_count, run.expired_count) == (1, 2)
+    assert (refused.due_count, refused.expired_count) == (3, 0)
     assert "Refused: 3 accounts are due and at most 2 may expire in one run." in log.read_text()
 
 

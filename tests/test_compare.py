@@ -317,7 +317,8 @@ def test_a_real_process_is_measured_and_tells_what_its_work_alone_took(
 
     assert sample.wrong == ""
     assert sample.seconds
-    assert sample.peak_memory_bytes
+    if contender is contenders.command:  # psql may be gone before anybody looks
+        assert sample.peak_memory_bytes
     # A server on another machine goes by another clock than the command.
     if database_process() or connection.vendor == "sqlite" or contender is contenders.raw_sql:
         assert sample.service_seconds

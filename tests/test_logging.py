@@ -170,6 +170,7 @@ def test_the_command_is_silent_about_success_until_told_to_log_it(manage_py: Man
     assert (told["level"], told["message"], told["status"], told["due"]) == ("INFO", "expiry_run", "succeeded", 0)
 
 
+@pytest.mark.faults
 @pytest.mark.django_db(transaction=True)
 def test_a_worker_writes_the_same_lines(celery: Process, send: Send, tmp_path: Path) -> None:
     make_accounts(3, ended=10 * DAY, now=timezone.now())
