@@ -37,7 +37,7 @@ FULL = (10_000, 100_000, 1_000_000, 10_000_000), 2, 1000
 class Command(BaseCommand):
     help = (
         "Measure the command and the Celery path, and what else there is to compare them with, on a scratch database "
-        "and broker of its own. Never touches the configured database. Takes less than ten minutes; --quick one or "
+        "and broker of its own. Never touches the configured database. Takes about seven minutes; --quick one or "
         "two."
     )
     requires_system_checks = ()
