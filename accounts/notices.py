@@ -428,12 +428,22 @@ def _record_failure(notice: Notice, error: Exception, now: datetime) -> str:
     return outcome
 
 
+MAIL_REFUSED_BY_HTTP = {400, 422}
+"""Bad Request and Unprocessable Content. Others, such as 401, 403 and 429, are about the account at the provider."""
+
+
 def _is_refusal(error: Exception) -> bool:
     """Whether this mail, or its address, was refused for good. Anything else is the server's trouble, or ours."""
     if isinstance(error, SMTPRecipientsRefused):
         return all(code >= 500 for code, _ in error.recipients.values())
     if isinstance(error, SMTPResponseException):
         return error.smtp_code >= 500 and not isinstance(error, SMTPSenderRefused)
+    # The backends of django-anymail, which send by HTTP, are known by what their errors carry.
+    if (
+        getattr(error, "status_code", None) in MAIL_REFUSED_BY_HTTP
+        or type(error).__name__ == "AnymailRecipientsRefused"
+    ):
+        return True
     if isinstance(error, OSError):
         return isinstance(error, SMTPNotSupportedError)
     return isinstance(error, ValueError)  # Django's word for an address that no server would take

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings as django_settings
+from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
@@ -642,6 +643,49 @@ def test_a_fault_in_the_mail_backend_counts_against_no_mail_and_leaves_no_answer
     assert (notice.status, notice.attempts, notice.last_error) == ("pending", 0, "KeyError: 'api_key'")
     assert notices.deliver_notices(now=now + HOUR / 4 + SECOND) == Delivery(sent=1, refused=1, finished=True)
     assert mailbox.recipients == [first.user.email]
+
+
+class ApiError(OSError):
+    """As AnymailRequestsAPIError, which is one by way of requests."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"API response {status_code}")
+        self.status_code = status_code
+
+
+AnymailRecipientsRefused = type("AnymailRecipientsRefused", (Exception,), {})
+
+
+class HttpBackend(BaseEmailBackend):
+    """Sends by the API of a mail provider, which answers with ``error``."""
+
+    error: Exception
+
+    def send_messages(self, email_messages: Any) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (ApiError(400), Delivery(refused=1, finished=True)),
+        (ApiError(422), Delivery(refused=1, finished=True)),
+        (AnymailRecipientsRefused("All message recipients were rejected"), Delivery(refused=1, finished=True)),
+        (ApiError(401), Delivery(put_off=1, finished=True)),
+        (ApiError(429), Delivery(put_off=1, finished=True)),
+        (ApiError(503), Delivery(put_off=1, finished=True)),
+    ],
+    ids=["bad request", "unprocessable", "recipients", "our key", "too many", "away"],
+)
+def test_of_what_a_mail_provider_answers_only_a_refusal_of_the_mail_counts_against_it(
+    now: datetime, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: Delivery
+) -> None:
+    settings.EMAIL_BACKEND = f"{__name__}.HttpBackend"
+    monkeypatch.setattr(HttpBackend, "error", error, raising=False)
+    expired(now)
+    notices.queue_notices(now=now)
+
+    assert notices.deliver_notices(now=now) == outcome
 
 
 def test_every_attempt_at_a_mail_carries_the_same_message_id(now: datetime, mailbox: Mailbox) -> None:
