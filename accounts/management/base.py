@@ -5,10 +5,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, OperationalError, connection
 from django.db.migrations.recorder import MigrationRecorder
+from django.utils import timezone
 
 from accounts import migrations, services
 from accounts.services import AfterSlice
@@ -59,6 +62,37 @@ def at_least_one(**options: int | None) -> None:
         if number is not None and number < 1:
             option = f"--{name.replace('_', '-')}"
             raise CommandError(f"{option} must be at least 1, not {number}.", returncode=BAD_INPUT)
+
+
+def read_as_of(value: str | datetime | None, *, clock: datetime, dry_run: bool) -> datetime:
+    """The moment that ``--as-of`` names, or ``clock`` without it.
+
+    Raises:
+        CommandError: it cannot be read, has no time zone, or lies in the future although this is no dry run.
+    """
+    if value is None:
+        return clock
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    except ValueError:
+        raise CommandError(
+            f"--as-of {value!r} is not an ISO 8601 date and time such as 2026-03-01T00:00:00Z.", returncode=BAD_INPUT
+        ) from None
+    if timezone.is_naive(moment):
+        raise CommandError(
+            f"--as-of {value} has no time zone. Add one, such as {moment.isoformat()}Z for UTC.", returncode=BAD_INPUT
+        )
+    if moment > clock and not dry_run:
+        raise CommandError(
+            f"--as-of {value} lies in the future. Add --dry-run to see who would expire by then.", returncode=BAD_INPUT
+        )
+    try:
+        moment - timedelta(days=settings.TRIAL_GRACE_DAYS)
+    except OverflowError:
+        raise CommandError(
+            f"--as-of {value} is too far in the past to subtract the days of grace.", returncode=BAD_INPUT
+        ) from None
+    return moment
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from accounts.management.base import (
     TrialCommand,
     at_least_one,
     explained,
+    read_as_of,
     refuse_unapplied_migrations,
 )
 from accounts.models import Account, ExpiryRun
@@ -115,34 +116,3 @@ class Command(TrialCommand):
     def run_slices(self, run: ExpiryRun, slices: Sequence[Slice]) -> None:
         with self.progress() as after_slice:
             services.in_turn(run, slices, after_slice=after_slice)
-
-
-def read_as_of(value: str | datetime | None, *, clock: datetime, dry_run: bool) -> datetime:
-    """The moment that ``--as-of`` names, or ``clock`` without it.
-
-    Raises:
-        CommandError: it cannot be read, has no time zone, or lies in the future although this is no dry run.
-    """
-    if value is None:
-        return clock
-    try:
-        moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-    except ValueError:
-        raise CommandError(
-            f"--as-of {value!r} is not an ISO 8601 date and time such as 2026-03-01T00:00:00Z.", returncode=BAD_INPUT
-        ) from None
-    if timezone.is_naive(moment):
-        raise CommandError(
-            f"--as-of {value} has no time zone. Add one, such as {moment.isoformat()}Z for UTC.", returncode=BAD_INPUT
-        )
-    if moment > clock and not dry_run:
-        raise CommandError(
-            f"--as-of {value} lies in the future. Add --dry-run to see who would expire by then.", returncode=BAD_INPUT
-        )
-    try:
-        moment - timedelta(days=settings.TRIAL_GRACE_DAYS)
-    except OverflowError:
-        raise CommandError(
-            f"--as-of {value} is too far in the past to subtract the days of grace.", returncode=BAD_INPUT
-        ) from None
-    return moment

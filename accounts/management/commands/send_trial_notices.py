@@ -15,10 +15,10 @@ from accounts.management.base import (
     TrialCommand,
     at_least_one,
     explained,
+    read_as_of,
     refuse_unapplied_migrations,
     stop_signals_held_back,
 )
-from accounts.management.commands.expire_trials import read_as_of
 from accounts.models import Notice
 
 

@@ -18,7 +18,7 @@ from accounts.management.base import (
     explained,
     refuse_unapplied_migrations,
 )
-from accounts.models import ExpiryRun
+from accounts.models import Account, ExpiryRun
 from accounts.services import LONGEST_EXTENSION, UndoPreview
 
 
@@ -103,7 +103,7 @@ class Command(TrialCommand):
                 "Stopped by a signal. What was put back stays so; run it again to go on.", returncode=INTERRUPTED
             ) from None
         self.say(f"Put {undone} account(s) back on trial")
-        left = services.preview_undo(run=run, now=now).would_return
+        left = Account.objects.still_expired_by(run).count()
         if left:
             raise CommandError(
                 f"{left} account(s) were locked by somebody else and are still expired. Run it again.",
