@@ -31,6 +31,7 @@ from django.db.models import Exists, F, OuterRef
 from django.db.models.functions import Now
 from django.template.loader import render_to_string
 
+from accounts.log import Fields
 from accounts.models import Account, AccountQuerySet, ExpiryRun, Notice
 from accounts.retention import prune_notices
 
@@ -177,7 +178,7 @@ def queue_notices(*, now: datetime, max_notices: int | None = None) -> Queue:
         counts[kind] += _insert(kind, days, accounts, now)
     queued = Queue(**{kind.value: count for kind, count in counts.items()})
     prune_notices()
-    logger.info("queue_notices as_of=%s ending_soon=%s ended=%s", now.isoformat(), queued.ending_soon, queued.ended)
+    logger.info(Fields("queue_notices", as_of=now.isoformat(), **asdict(queued)))
     return queued
 
 
@@ -292,7 +293,7 @@ def deliver_notices(
     finally:
         with suppress(OSError):  # a server that does not even take a goodbye has no say in what was sent
             mailer.close()
-        logger.info("deliver_notices %s", " ".join(f"{name}={value!r}" for name, value in asdict(delivery).items()))
+        logger.info(Fields("deliver_notices", **asdict(delivery)))
     return delivery
 
 
@@ -424,7 +425,7 @@ def _record_failure(notice: Notice, error: Exception, now: datetime) -> str:
     notice.save(update_fields=["last_error", "next_attempt", "attempts", "status"])
     outcome = "put_off" if not refused else "given_up" if notice.status == Notice.Status.GIVEN_UP else "refused"
     # Not the words of the error: they may hold an address.
-    logger.info("deliver_notices notice=%s outcome=%s error=%s", notice.pk, outcome, type(error).__name__)
+    logger.info(Fields("deliver_notices", notice=notice.pk, outcome=outcome, error=type(error).__name__))
     return outcome
 
 
