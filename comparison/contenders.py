@@ -292,12 +292,17 @@ def row_by_row() -> CronRun:
 
 def celery(concurrency: int, *, broker: str, logs: Path) -> Worker:
     """This project's task, on a worker with that many processes."""
-    processes = "1 process" if concurrency == 1 else f"{concurrency} processes"
-    name = f"celery-{concurrency}"
-    about = results.Contender(
-        name=name,
-        title=f"Celery, {processes}",
-        how=f"A message to a standing worker with {processes}, from sending it to the closed run.",
-        path="celery",
+    about = about_worker(
+        f"celery-{concurrency}",
+        concurrency,
+        how="A message to a standing worker with {processes}, from sending it to the closed run.",
     )
-    return Worker(about=about, concurrency=concurrency, broker=broker, log=logs / f"{name}.log")
+    return Worker(about=about, concurrency=concurrency, broker=broker, log=logs / f"{about.name}.log")
+
+
+def about_worker(name: str, concurrency: int, *, how: str) -> results.Contender:
+    """What a worker with that many processes is called; ``how`` says ``{processes}`` where it speaks of them."""
+    processes = "1 process" if concurrency == 1 else f"{concurrency} processes"
+    return results.Contender(
+        name=name, title=f"Celery, {processes}", how=how.format(processes=processes), path="celery"
+    )

@@ -4,7 +4,6 @@ The server is a real one on the loopback interface that waits before it answers,
 """
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from redis import Redis
 
 from accounts.models import Account, Notice, User
 from comparison import results, scenarios, servers
-from comparison.contenders import Contender, CronRun, Failed, Worker
+from comparison.contenders import Contender, CronRun, Failed, Worker, about_worker
 from comparison.mail import Mailbox
 from comparison.measure import Measuring, PeakMemory
 from comparison.results import Sample, Scenario
@@ -94,19 +93,16 @@ def command(mailbox: Mailbox) -> CronRun:
 
 def celery(concurrency: int, *, mailbox: Mailbox, notices: int, broker: str, logs: Path) -> MailWorker:
     """This project's task, on a worker with that many processes."""
-    processes = "1 process" if concurrency == 1 else f"{concurrency} processes"
-    name = f"mail-celery-{concurrency}"
-    about = results.Contender(
-        name=name,
-        title=f"Celery, {processes}",
-        how=f"With mails: a message to a standing worker with {processes}, from sending it to the last mail on record.",
-        path="celery",
+    about = about_worker(
+        f"mail-celery-{concurrency}",
+        concurrency,
+        how="With mails: a message to a standing worker with {processes}, from sending it to the last mail on record.",
     )
     return MailWorker(
         about=about,
         concurrency=concurrency,
         broker=broker,
-        log=logs / f"{name}.log",
+        log=logs / f"{about.name}.log",
         environment=environment(mailbox),
         notices=notices,
     )
@@ -125,11 +121,7 @@ class MeasuringMails(Measuring):
         base = Sample(scenario=scenario.name, contender=contender.about.name, round=round_number)
         try:
             with PeakMemory(contender) as memory:
-                cpu, database_cpu = contender.cpu_seconds(), self._database_cpu_seconds()
-                started = time.perf_counter()
-                contender.run()
-                seconds = time.perf_counter() - started
-                cpu, database_cpu = contender.cpu_seconds() - cpu, self._database_cpu_seconds() - database_cpu
+                seconds, cpu, database_cpu = self.timed(contender)
         except Failed as failure:
             return replace(base, wrong=str(failure))
         if wrong := what_is_wrong(self.mailbox):

@@ -188,11 +188,7 @@ class Measuring:
                 if connection.vendor == "postgresql":
                     watching.enter_context(longest)
                 watching.enter_context(customers)
-                cpu, database_cpu = contender.cpu_seconds(), self._database_cpu_seconds()
-                started = time.perf_counter()
-                contender.run()
-                seconds = time.perf_counter() - started
-                cpu, database_cpu = contender.cpu_seconds() - cpu, self._database_cpu_seconds() - database_cpu
+                seconds, cpu, database_cpu = self.timed(contender)
         except Failed as failure:
             return replace(base, wrong=str(failure))
         wrong = scenarios.what_is_wrong(paid=customers.paid, expired=contender.part and measured_on)
@@ -219,6 +215,14 @@ class Measuring:
             wait_p99_seconds=percentile(customers.waits, 99) if customers.waits else None,
             wait_max_seconds=max(customers.waits, default=None),
         )
+
+    def timed(self, contender: Contender) -> tuple[float, float, float]:
+        """Run it: wall seconds, CPU seconds of its processes, and CPU seconds of the database."""
+        cpu, database_cpu = contender.cpu_seconds(), self._database_cpu_seconds()
+        started = time.perf_counter()
+        contender.run()
+        seconds = time.perf_counter() - started
+        return seconds, contender.cpu_seconds() - cpu, self._database_cpu_seconds() - database_cpu
 
     def _service_seconds(self) -> float | None:
         """What the ledger tells of the last run; None where the database may go by the clock of another machine."""
