@@ -22,7 +22,7 @@ from accounts.models import ExpiryRun
 from comparison import results, servers
 from project.celery import app
 
-PART = 1000
+PART = 250
 """Accounts that the loop of ``save()`` is measured on."""
 
 CONTENDER = "compare_paths contender"

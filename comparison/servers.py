@@ -90,14 +90,18 @@ def process(*arguments: str, env: Mapping[str, str], log: Path) -> Iterator[subp
 
 
 def wait_for(what: str, condition: Callable[[], T | None], *, seconds: float = 30, pause: float = 0.05) -> T:
-    """Poll until ``condition`` answers with something true, and return that; ``pause`` is the time between two polls.
+    """Poll until ``condition`` answers with something true, and return that.
+
+    Between two polls ``pause`` seconds, or a hundredth of the wait so far if that is more: who waits for long must not
+    slow down what is waited for.
 
     Raises:
         TimeoutError: it did not within ``seconds``; the message names ``what`` was awaited.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not (answer := condition()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > seconds:
             raise TimeoutError(f"Waited {seconds:g} s in vain for {what}.")
-        time.sleep(pause)
+        time.sleep(max(pause, waited / 100))
     return answer

@@ -8,9 +8,11 @@ from comparison.results import MEASURES, Contender, Figure, Result, Scenario, Sp
 from comparison.verdict import ARTICLE, COMMAND, celery, held_while_idle, largest_backlog
 from comparison.wording import accounts, duration, extent, memory, times
 
-WORK = {
+TIME = {
     "seconds": "time",
     "service_seconds": "without start-up",
+}
+NEEDS = {
     "cpu_seconds": "CPU",
     "database_cpu_seconds": "database CPU",
     "peak_memory_bytes": "peak memory",
@@ -21,7 +23,7 @@ LOCKS = {
     "wait_p99_seconds": "99th percentile",
     "wait_max_seconds": "longest wait",
 }
-"""The measures as columns of two tables, where there is no room for the words of ``MEASURES``."""
+"""The measures as columns of three tables, where there is no room for the words of ``MEASURES``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +54,10 @@ def scenario_sheets(result: Result, scenario: Scenario) -> Iterator[Sheet]:
     yield _contenders_sheet(
         result,
         scenario,
-        WORK,
-        caption=f"The work, {rounds}; the ratio is to “{titles[scenario.baseline]}” in the same round",
+        TIME,
+        caption=f"How long it takes, {rounds}; the ratio is to “{titles[scenario.baseline]}” in the same round",
     )
+    yield _contenders_sheet(result, scenario, NEEDS, caption=f"What it needs, {rounds}")
     if any(result.figure(scenario.name, name, measure) for name in scenario.contenders for measure in LOCKS):
         yield _contenders_sheet(
             result, scenario, LOCKS, caption="What it did to others: locks, and paying customers who waited"
@@ -69,8 +72,7 @@ def _contenders_sheet(result: Result, scenario: Scenario, headings: dict[str, st
     timed, several = "seconds" in taken, rounds_of(result, scenario) > 1
     beside = {"seconds": ("rounds", "ratio") if several else ("ratio",), "service_seconds": ("ratio",)}
     columns = ["", *(column for measure in taken for column in (headings[measure], *beside.get(measure, ())))]
-    paid = not timed and any(each.waits for each in result.samples if each.scenario == scenario.name)
-    if paid:
+    if paid := "wait_median_seconds" in taken:
         columns.append("payments")
     rows, notes = [], []
     for contender in contenders:

@@ -331,6 +331,7 @@ def test_the_same_figures_make_the_same_plot() -> None:
     assert plots.rounds("Time", [row], show=times) == plots.rounds("Time", [row], show=times)
 
 
+SCROLLING = "tables => tables.filter(each => each.scrollWidth > each.clientWidth).map(each => each.ariaLabel)"
 OVERLAPPING_TEXT = """() => [...document.querySelectorAll('svg')].filter(svg => svg.getBoundingClientRect().width)
     .flatMap(svg => {
         const boxes = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
@@ -360,6 +361,7 @@ def test_a_browser_shows_the_page_on_screen_and_phone_in_light_and_dark(
             backgrounds.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.evaluate(OVERLAPPING_TEXT) == []
+        assert width < 1000 or page.locator(".table").evaluate_all(SCROLLING) == []
         assert page.get_by_role("img").count() == page.locator("figure").count()
         assert page.get_by_text(WRONG).first.is_visible()
     assert len({background for _, background in backgrounds}) == len(backgrounds) == 2
