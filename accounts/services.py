@@ -339,7 +339,7 @@ def fail_run(*, run_id: int, error: BaseException) -> None:
         _close_run(run_id, logging.ERROR, ExpiryRun.Status.FAILED, f"{type(error).__name__}: {error}".strip())
     except Error as why:
         # Without its traceback: cron would mail that, and the caller reports the error itself.
-        logger.error("fail_run run=%s could not be recorded: %s", run_id, " ".join(str(why).split()))  # noqa: TRY400
+        logger.error(Fields("failure_not_recorded", run=run_id, error=type(why).__name__))  # noqa: TRY400
 
 
 def _close_run(run_id: int, level: int, status: ExpiryRun.Status, error: str = "") -> ExpiryRun | None:

@@ -44,6 +44,7 @@ from comparison.results import (
 from comparison.scratch import Database
 
 BASELINE = "raw-sql"
+BROKER_DATABASE_OF_THE_KILLED = 2
 BROKER_DATABASE_OF_MAILS = 4
 """The broker's databases from this one on belong to the workers that send mails."""
 
@@ -280,12 +281,20 @@ class Comparison:
                 doomed.kill()
         yield self.recovery(command, scenario, command.run, "The next cron run takes what is left.", self.interval)
 
-        worker = self.workers[-1]
+        # One of its own: the others are needed later.
+        worker = replace(
+            self.workers[-1],
+            broker=self.broker_url(BROKER_DATABASE_OF_THE_KILLED),
+            log=self.directory / "killed.log",
+            standing=[],
+        )
         self.say(f"{scenario.title}. Killed half-way: {worker.about.title}")
         self.database.restore(scenario.name)
-        worker.send()
-        wait_until_half_done(scenario)
-        worker.kill()
+        with worker.started():
+            worker.wait_until_ready()
+            worker.send()
+            wait_until_half_done(scenario)
+            worker.kill()
 
         def start_again() -> None:
             with worker.started():
