@@ -150,6 +150,14 @@ class AccountQuerySet(models.QuerySet["Account"]):
         """
         return self.filter(status=Account.Status.TRIALING).over(now)
 
+    def any_due(self, now: datetime) -> bool:
+        """Whether there are accounts for which the rule holds: the first entry of the index tells.
+
+        To count them instead costs ten times that when there are none. PostgreSQL cannot know that few accounts are
+        still trialing long after their trial has ended, expects many, and starts parallel workers for them.
+        """
+        return self.due(now).aggregate(first=models.Min("trial_ends_at"))["first"] is not None
+
     def over(self, now: datetime) -> Self:
         """Accounts in any status whose trial ended more than ``TRIAL_GRACE_DAYS`` before ``now``."""
         return self.filter(trial_ends_at__lt=now - timedelta(days=settings.TRIAL_GRACE_DAYS))

@@ -114,7 +114,10 @@ def expire_trials(
             raise ValueError(f"{name} must be at least 1, got {number!r}.")
 
     mark_dead_runs_interrupted()
-    slices, due_count = plan_slices(Account.objects.due(now), batch_size=batch_size)
+    slices: list[Slice] = []
+    due_count = 0
+    if Account.objects.any_due(now):
+        slices, due_count = plan_slices(Account.objects.due(now), batch_size=batch_size)
     run = ExpiryRun(
         path=path,
         as_of=now,
