@@ -42,13 +42,14 @@ def fill_users(accounts: int, *, now: datetime) -> None:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM accounts_account")
         cursor.execute("DELETE FROM accounts_user")
-        cursor.execute(
-            f"""{NUMBERS} INSERT INTO accounts_user (id, password, is_superuser, username, first_name, last_name,
-                email, is_staff, is_active, date_joined)
-            SELECT n, '!', false, 'user' || n, 'Ada', 'Berg', 'user' || n || '@example.com', false, true, %s
-            FROM numbers""",  # noqa: S608 (ours)
-            [accounts, connection.ops.adapt_datetimefield_value(now - timedelta(days=200))],
-        )
+        with filled_at_once("accounts_user"):
+            cursor.execute(
+                f"""{NUMBERS} INSERT INTO accounts_user (id, password, is_superuser, username, first_name, last_name,
+                    email, is_staff, is_active, date_joined)
+                SELECT n, '!', false, 'user' || n, 'Ada', 'Berg', 'user' || n || '@example.com', false, true, %s
+                FROM numbers""",  # noqa: S608 (ours)
+                [accounts, connection.ops.adapt_datetimefield_value(now - timedelta(days=200))],
+            )
 
 
 def fill_accounts(accounts: int, *, kind: str, seed: int, now: datetime) -> Scenario:
@@ -68,7 +69,7 @@ def fill_accounts(accounts: int, *, kind: str, seed: int, now: datetime) -> Scen
             f" (position integer PRIMARY KEY, status varchar(13), created {moment}, trial_ends_at {moment})"
         )
         cursor.executemany("INSERT INTO period VALUES (%s, %s, %s, %s)", rows)
-        with foreign_keys_checked_at_once("accounts_account"):
+        with filled_at_once("accounts_account"):
             cursor.execute(
                 f"""{NUMBERS} INSERT INTO accounts_account (id, user_id, status, created, trial_ends_at)
                 SELECT n, n, status, created, trial_ends_at FROM numbers JOIN period ON position = n %% {PERIOD}
@@ -93,24 +94,39 @@ def fill_accounts(accounts: int, *, kind: str, seed: int, now: datetime) -> Scen
     )
 
 
+INDEXES = """
+    SELECT quote_ident(relname), pg_get_indexdef(indexrelid) FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+    WHERE indrelid = %s::regclass AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
+"""
+FOREIGN_KEYS = """
+    SELECT quote_ident(conname), pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE contype = 'f' AND conrelid = %s::regclass
+"""
+
+
 @contextmanager
-def foreign_keys_checked_at_once(table: str) -> Iterator[None]:
-    """Drop the table's foreign keys, and add them again: checked row by row they take as long as all else."""
-    keys: list[tuple[str, str]] = []
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT quote_ident(conname), pg_get_constraintdef(oid) FROM pg_constraint"
-                " WHERE contype = 'f' AND conrelid = %s::regclass",
-                [table],
-            )
-            keys = cursor.fetchall()
-            for name, _ in keys:
-                cursor.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
-    yield
+def filled_at_once(table: str) -> Iterator[None]:
+    """Drop the table's indexes and foreign keys, and build them again afterwards: row by row they take half the time.
+
+    What belongs to a constraint stays. On SQLite, which is for small sizes, everything stays.
+    """
+    if connection.vendor != "postgresql":
+        yield
+        return
     with connection.cursor() as cursor:
+        cursor.execute(INDEXES, [table])
+        indexes: list[tuple[str, str]] = cursor.fetchall()
+        cursor.execute(FOREIGN_KEYS, [table])
+        keys: list[tuple[str, str]] = cursor.fetchall()
+        for name, _ in indexes:
+            cursor.execute(f"DROP INDEX {name}")
+        for name, _ in keys:
+            cursor.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
+        yield
         for name, definition in keys:
             cursor.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")
+        for _, definition in indexes:
+            cursor.execute(definition)
 
 
 def period(kind: str, *, seed: int, now: datetime) -> list[Row]:

@@ -216,12 +216,15 @@ def filled(now: datetime) -> Scenario:
 
 
 @pytest.mark.django_db
-def test_a_filled_table_has_its_foreign_key_again(now: datetime) -> None:
+def test_filled_tables_have_their_constraints_and_indexes_again(now: datetime) -> None:
+    def constraints() -> list[dict[str, Any]]:
+        with connection.cursor() as cursor:
+            return [connection.introspection.get_constraints(cursor, model._meta.db_table) for model in (Account, User)]
+
+    before = constraints()
     filled(now)
 
-    with connection.cursor() as cursor:
-        keys = connection.introspection.get_relations(cursor, Account._meta.db_table)
-    assert keys["user_id"] == ("id", User._meta.db_table)
+    assert constraints() == before
 
 
 def expire(now: datetime, **but: Any) -> None:
