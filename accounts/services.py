@@ -114,10 +114,8 @@ def expire_trials(
             raise ValueError(f"{name} must be at least 1, got {number!r}.")
 
     mark_dead_runs_interrupted()
-    slices: list[Slice] = []
-    due_count = 0
-    if Account.objects.any_due(now):
-        slices, due_count = plan_slices(Account.objects.due(now), batch_size=batch_size)
+    due = Account.objects.due(now)
+    slices, due_count = plan_slices(due, batch_size=batch_size) if Account.objects.any_due(now) else ([], 0)
     run = ExpiryRun(
         path=path,
         as_of=now,

@@ -45,6 +45,7 @@ from comparison.scratch import Database
 
 BASELINE = "raw-sql"
 BROKER_DATABASE_OF_THE_KILLED = 2
+"""The broker's database of the worker that is killed half-way."""
 BROKER_DATABASE_OF_MAILS = 4
 """The broker's databases from this one on belong to the workers that send mails."""
 
@@ -290,11 +291,10 @@ class Comparison:
         )
         self.say(f"{scenario.title}. Killed half-way: {worker.about.title}")
         self.database.restore(scenario.name)
-        with worker.started():
+        with worker.started():  # and killed when the block ends
             worker.wait_until_ready()
             worker.send()
             wait_until_half_done(scenario)
-            worker.kill()
 
         def start_again() -> None:
             with worker.started():

@@ -80,20 +80,28 @@ def compare(configured: str) -> Compare:
     return start
 
 
+@pytest.fixture
+def compared(compare: Compare, configured: str, tmp_path: Path) -> Callable[..., Result]:
+    """A comparison, on the very server that the configured database is on, its files in ``tmp_path / "temporary"``."""
+
+    def run(*arguments: str) -> Result:
+        file, temporary = tmp_path / "result.json", tmp_path / "temporary"
+        temporary.mkdir()
+        with compare(*arguments, f"--database={configured}", f"--json={file}", temporary=temporary) as process:
+            output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, output + errors
+        return Result.from_json(file.read_text())
+
+    return run
+
+
 @pytest.mark.faults
 @pytest.mark.postgres
 def test_every_contender_does_the_same_work_beside_a_configured_database_to_which_nobody_connects(
-    compare: Compare, configured: str, tmp_path: Path
+    compared: Callable[..., Result], configured: str, tmp_path: Path
 ) -> None:
-    file, temporary = tmp_path / "result.json", tmp_path / "temporary"
-    temporary.mkdir()
-    # On the very server that the configured database is on.
-    arguments = ("--scenarios", "backlog", "notices", "--mails=24", f"--database={configured}", f"--json={file}")
-    with compare(*arguments, temporary=temporary) as process:
-        output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, output + errors
+    result = compared("--scenarios", "backlog", "notices", "--mails=24")
 
-    result = Result.from_json(file.read_text())
     assert [sample.wrong for sample in result.samples] == [""] * (6 + 5)
     backlog, notices = result.scenarios
     assert {sample.contender for sample in result.samples} == {*backlog.contenders, *notices.contenders}
@@ -115,7 +123,7 @@ def test_every_contender_does_the_same_work_beside_a_configured_database_to_whic
     name = urlsplit(configured).path.removeprefix("/")
     counters = "SELECT sessions, xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
     assert on_server(configured, counters, name) == [(0, 0)]
-    assert list(temporary.iterdir()) == []
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_the_json_carries_every_figure_with_its_ratio_to_the_baseline_and_reads_back() -> None:
@@ -167,17 +175,9 @@ def started_in(temporary: Path) -> list[tuple[str, dict[str, str]]]:
 
 @pytest.mark.faults
 @pytest.mark.postgres
-def test_each_path_is_killed_half_way_and_recovers_and_is_measured_on(
-    compare: Compare, configured: str, tmp_path: Path
-) -> None:
-    file, temporary = tmp_path / "result.json", tmp_path / "temporary"
-    temporary.mkdir()
-    arguments = ("--scenarios=backlog", "--sizes", "50000", "51000", f"--database={configured}", f"--json={file}")
-    with compare(*arguments, temporary=temporary) as process:
-        output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, output + errors
+def test_each_path_is_killed_half_way_and_recovers_and_is_measured_on(compared: Callable[..., Result]) -> None:
+    result = compared("--scenarios=backlog", "--sizes", "50000", "51000")
 
-    result = Result.from_json(file.read_text())
     assert [each.contender for each in result.recoveries] == ["command", "celery-2"]
     assert all(0 < each.left <= 20_000 and each.seconds > 0 for each in result.recoveries)
     assert [(each.scenario, each.contender, each.wrong) for each in result.samples if each.wrong] == []
