@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import psutil
 from django.conf import settings
@@ -29,6 +27,7 @@ from comparison.contenders import ENVIRONMENT, Contender, Worker
 from comparison.mail import mail_server
 from comparison.measure import Measuring, memory_bytes
 from comparison.results import (
+    DJANGO_SETUP,
     DueQuery,
     Machine,
     Options,
@@ -44,6 +43,8 @@ from comparison.results import (
 from comparison.scratch import Database
 
 BASELINE = "raw-sql"
+DUE_QUERIES, START_UPS = 20, 5
+"""How often these are measured: what takes milliseconds, or two thirds of a second, varies more than a backlog does."""
 BROKER_DATABASE_OF_THE_KILLED = 2
 """The broker's database of the worker that is killed half-way."""
 BROKER_DATABASE_OF_MAILS = 4
@@ -101,6 +102,7 @@ class Comparison:
         samples: list[Sample] = []
         done: list[Scenario] = []
         due_queries: list[DueQuery] = []
+        start_ups: list[StartUp] = []
         recoveries: list[Recovery] = []
         taking_part = [*self.contenders]
         with ExitStack() as started:
@@ -110,7 +112,6 @@ class Comparison:
                 worker.wait_until_ready()
                 worker.tick()  # the first message costs a worker more than all later ones
             standing = self.measure_standing()
-            start_ups = self.measure_start_ups()
             measuring = Measuring(
                 restore=self.database.restore,
                 database=database_process(),
@@ -127,6 +128,7 @@ class Comparison:
                     done.append(scenario)
                     if scenario.kind == "nothing":
                         due_queries.append(self.measure_due_query(scenario))
+                        start_ups += self.measure_start_ups()
                     # Once, in the first backlog of enough slices to be killed in the middle: a larger one takes longer
                     # to tell the same.
                     if scenario.kind == "backlog" and scenario.due >= 4 * BATCH_SIZE and not recoveries:
@@ -144,11 +146,12 @@ class Comparison:
             contenders=tuple(contender.about for contender in taking_part),
             scenarios=tuple(sorted(done, key=lambda each: (list(scenarios.TITLES).index(each.kind), each.accounts))),
             samples=tuple(samples),
+            start_ups=tuple(start_ups),
             due_queries=tuple(due_queries),
             standing=tuple(standing),
             recoveries=tuple(recoveries),
         )
-        return replace(result, start_ups=(*start_ups, *start_ups_of(result)), timeliness=timeliness(result))
+        return replace(result, timeliness=timeliness(result))
 
     def contenders_of(self, kind: str) -> list[Contender]:
         """Who takes part: with nothing due, a loop is the article's command under another name."""
@@ -226,12 +229,23 @@ class Comparison:
                 self.advance()
 
     def measure_start_ups(self) -> list[StartUp]:
-        """What Python and Django cost before any work."""
+        """What Python, Django and the command cost while nothing is due."""
         command = contenders.command()
-        code = {"python": "", "django.setup()": "import django; django.setup()"}
+        seconds: dict[str, list[float]] = {"python": [], DJANGO_SETUP: [], command.about.name: []}
+        arguments = {
+            "python": [sys.executable, "-c", ""],
+            DJANGO_SETUP: [sys.executable, "-c", "import django; django.setup()"],
+        }
+        for _ in range(START_UPS):
+            for what, taken in seconds.items():
+                taken.append(timed(replace(command, arguments=arguments.get(what, command.arguments)).run))
         return [
-            StartUp(what=what, seconds=self.repeated(replace(command, arguments=[sys.executable, "-c", line]).run))
-            for what, line in code.items()
+            StartUp(
+                what=what,
+                seconds=Spread.of(taken),
+                ratio=Spread.of(one / other for one, other in zip(taken, seconds[DJANGO_SETUP], strict=True)),
+            )
+            for what, taken in seconds.items()
         ]
 
     def measure_standing(self) -> list[Standing]:
@@ -263,9 +277,8 @@ class Comparison:
 
     def measure_due_query(self, scenario: Scenario) -> DueQuery:
         """The query that every run begins with, when it finds nothing."""
-        self.database.restore(scenario.name)
         connection.ensure_connection()
-        seconds = self.repeated(lambda: Account.objects.any_due(self.now), times=20)
+        seconds = Spread.of(timed(lambda: Account.objects.any_due(self.now)) for _ in range(DUE_QUERIES))
         return DueQuery(accounts=scenario.accounts, seconds=seconds)
 
     def recover(self, scenario: Scenario) -> Iterator[Recovery]:
@@ -308,15 +321,6 @@ class Comparison:
         )
         yield self.recovery(worker, scenario, start_again, how, min(self.interval, visibility_timeout))
 
-    def repeated(self, do: Callable[[], Any], *, times: int | None = None) -> Spread:
-        """How many seconds it takes, as often as there are rounds."""
-        seconds = []
-        for _ in range(times or self.options.rounds):
-            started = time.perf_counter()
-            do()
-            seconds.append(time.perf_counter() - started)
-        return Spread(median=median(seconds), lowest=min(seconds), highest=max(seconds))
-
     @property
     def interval(self) -> float:
         """Seconds between two ticks of the schedule."""
@@ -327,9 +331,7 @@ class Comparison:
     ) -> Recovery:
         """Time what takes over from a killed run, and look whether it left anything."""
         left = Account.objects.due(self.now).count()
-        started = time.perf_counter()
-        take_over()
-        seconds = time.perf_counter() - started
+        seconds = timed(take_over)
         if wrong := scenarios.what_is_wrong(paid=()):
             raise contenders.Failed(f"{contender.about.title} did not recover from being killed: {wrong}")
         return Recovery(
@@ -348,13 +350,11 @@ def wait_until_half_done(scenario: Scenario) -> None:
     servers.wait_for("a run to come half-way", half_done.exists, seconds=1800, pause=0.005)
 
 
-def start_ups_of(result: Result) -> list[StartUp]:
-    """What contenders take when there is nothing to do."""
-    return [
-        StartUp(what=figure.contender, seconds=figure.spread)
-        for figure in result.figures()
-        if figure.measure == "seconds" and figure.scenario.startswith("nothing-")
-    ]
+def timed(do: Callable[[], object]) -> float:
+    """How many seconds it takes."""
+    started = time.perf_counter()
+    do()
+    return time.perf_counter() - started
 
 
 def timeliness(result: Result) -> tuple[Timeliness, ...]:

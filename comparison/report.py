@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from django.template.loader import render_to_string
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -44,12 +45,15 @@ def print_report(result: Result, console: Console) -> None:
 
 def print_sheet(sheet: Sheet, console: Console) -> None:
     """Print one table, its caption above and its note below."""
-    table = Table()
-    for index, column in enumerate(sheet.columns):
-        table.add_column(column, justify="right" if index else "left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    longest_word = max((len(word) for name, *_ in sheet.rows for word in name.split()), default=0)
+    table.add_column(sheet.columns[0], min_width=longest_word)
+    for column in sheet.columns[1:]:
+        table.add_column(column, justify="right")
     for row in sheet.rows:
         table.add_row(*row)
-    console.print(f"{sheet.caption}:", table, sheet.note, sep="\n", highlight=False)
+    note = [sheet.note, ""] if sheet.note else []
+    console.print(f"{sheet.caption}:", table, *note, sep="\n", highlight=False)
 
 
 def write_html(result: Result, path: Path) -> None:

@@ -13,9 +13,13 @@ from typing import Any, Self
 SCHEMA = 1
 """Raised whenever the JSON changes in a way that an older reader would misread."""
 
+DJANGO_SETUP = "django.setup()"
+"""What a start-up is compared with."""
+
 MEASURES = {
     "seconds": "wall time",
     "service_seconds": "time of the work alone, without start-up",
+    "start_up_share": "start-up's share of the wall time",
     "cpu_seconds": "CPU time of the path's processes",
     "database_cpu_seconds": "CPU time of the database server",
     "peak_memory_bytes": "peak memory of the path's processes",
@@ -24,7 +28,7 @@ MEASURES = {
     "wait_p99_seconds": "a paying customer's wait, 99th percentile",
     "wait_max_seconds": "a paying customer's wait, longest",
 }
-"""The fields of a sample that are figures, and what to call them. The unit ends the name: seconds or bytes."""
+"""What of a sample is a figure, and what to call it. The unit ends the name: seconds, bytes, or share (0 to 1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +142,13 @@ class Sample:
     wait_p99_seconds: float | None = None
     wait_max_seconds: float | None = None
 
+    @property
+    def start_up_share(self) -> float | None:
+        """What of the wall time was not the work: starting a process, or a message's way to the worker; 0 to 1."""
+        if not self.seconds or self.service_seconds is None:
+            return None
+        return max(0.0, 1 - self.service_seconds / self.seconds)  # two clocks may differ by a hair
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
@@ -148,10 +159,10 @@ class Spread:
     highest: float
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Self | None:
-        """Of those values that are not None; None when all are."""
-        known = [value for value in values if value is not None]
-        return cls(median=median(known), lowest=min(known), highest=max(known)) if known else None
+    def of(cls, values: Iterable[float]) -> Self:
+        """Of one value at least."""
+        ordered = sorted(values)
+        return cls(median=median(ordered), lowest=ordered[0], highest=ordered[-1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,11 +180,13 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartUp:
-    """What a process costs before it does any work."""
+    """What a process costs that finds nothing to do. Nobody watches it, and each round starts all of them in turn."""
 
     what: str
     """``python``, ``django.setup()``, or the name of a contender: its whole run with nothing due."""
     seconds: Spread
+    ratio: Spread
+    """Each round's time divided by that of ``django.setup()``, with the same settings, in the same round."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,17 +270,19 @@ class Result:
     def figure(self, scenario: str, contender: str, measure: str) -> Figure | None:
         """One measure over all rounds; None when it was not measured, or the contender's outcome was wrong."""
         samples = self.of(scenario, contender)
-        spread = Spread.of(getattr(sample, measure) for sample in samples)
-        if spread is None or self.wrong(scenario, contender):
+        taken = {each.round: value for each in samples if (value := getattr(each, measure)) is not None}
+        if not taken or self.wrong(scenario, contender):
             return None
         baseline_name = next(each.baseline for each in self.scenarios if each.name == scenario)
-        baseline = {sample.round: getattr(sample, measure) for sample in self.of(scenario, baseline_name)}
-        ratio = Spread.of(
-            getattr(sample, measure) / divisor
-            for sample in samples
-            if getattr(sample, measure) is not None and (divisor := baseline.get(sample.round))
+        baseline = {each.round: getattr(each, measure) for each in self.of(scenario, baseline_name)}
+        ratios = [value / divisor for number, value in taken.items() if (divisor := baseline.get(number))]
+        return Figure(
+            scenario=scenario,
+            contender=contender,
+            measure=measure,
+            spread=Spread.of(taken.values()),
+            ratio=Spread.of(ratios) if ratios else None,
         )
-        return Figure(scenario=scenario, contender=contender, measure=measure, spread=spread, ratio=ratio)
 
     def figures(self) -> list[Figure]:
         """Every figure there is, scenario by scenario."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from comparison.results import MEASURES, Contender, Figure, Result, Scenario, Spread
+from comparison.results import DJANGO_SETUP, MEASURES, Contender, Figure, Result, Scenario, Spread
 from comparison.verdict import ARTICLE, COMMAND, celery, held_while_idle, largest_backlog
 from comparison.wording import accounts, duration, extent, memory, times
 
@@ -13,6 +13,7 @@ TIME = {
     "service_seconds": "without start-up",
 }
 NEEDS = {
+    "start_up_share": "start-up share",
     "cpu_seconds": "CPU",
     "database_cpu_seconds": "database CPU",
     "peak_memory_bytes": "peak memory",
@@ -38,6 +39,8 @@ class Sheet:
 
 def quantity(measure: str, value: float) -> str:
     """A value of a measure with its unit, which ends the measure's name."""
+    if measure.endswith("share"):
+        return f"{value:.0%}"
     return memory(value) if measure.endswith("bytes") else duration(value)
 
 
@@ -193,13 +196,27 @@ def nothing_sheet(result: Result) -> Sheet:
     """What a run costs before it does any work."""
     titles = {each.name: f"{each.title}, nothing due" for each in result.contenders}
     rows = [
-        *((titles.get(each.what, each.what), each.seconds) for each in result.start_ups),
-        *((f"the query among {accounts(each.accounts)} accounts", each.seconds) for each in result.due_queries),
+        (
+            titles.get(each.what, each.what),
+            duration(each.seconds.median),
+            between(each.seconds, "seconds"),
+            times(each.ratio.median),
+        )
+        for each in result.start_ups
+    ]
+    rows += [
+        (
+            f"the query among {accounts(each.accounts)} accounts",
+            duration(each.seconds.median),
+            between(each.seconds, "seconds"),
+            "",
+        )
+        for each in result.due_queries
     ]
     return Sheet(
-        caption="A process is started for each of these, except for the query",
-        columns=("", "time", "rounds"),
-        rows=tuple((name, duration(spread.median), between(spread, "seconds")) for name, spread in rows),
+        caption="A process is started for each of these, except for the query; nothing watches it, and they take turns",
+        columns=("", "time", "lowest and highest", f"to {DJANGO_SETUP}"),
+        rows=tuple(rows),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from statistics import median
 
-from comparison.results import Contender, Result, Scenario, Standing
+from comparison.results import DJANGO_SETUP, Contender, Result, Scenario, Standing
 from comparison.wording import accounts, duration, figure, listed, memory, times
 
 COMMAND, ARTICLE, MAIL_COMMAND = "command", "one-update", "mail-command"
@@ -371,4 +371,4 @@ def _median(result: Result, scenario: Scenario, contender: str, measure: str = "
 
 def _start_up(result: Result) -> float | None:
     """Seconds that Python and Django take before any work."""
-    return next((each.seconds.median for each in result.start_ups if each.what == "django.setup()"), None)
+    return next((each.seconds.median for each in result.start_ups if each.what == DJANGO_SETUP), None)

@@ -1,6 +1,7 @@
 """An invented result of ``compare_paths``, of believable size, for tests of what reads results."""
 
 from comparison.results import (
+    DJANGO_SETUP,
     Contender,
     DueQuery,
     Machine,
@@ -102,6 +103,11 @@ def sample(of: Scenario, contender: str, round_number: int) -> Sample:
     )
 
 
+def start_up(what: str, seconds: float) -> StartUp:
+    spread = Spread.of([seconds * 0.95, seconds, seconds * 1.1])
+    return StartUp(what=what, seconds=spread, ratio=Spread.of([seconds / 0.38]))
+
+
 def result() -> Result:
     """A comparison at 10,000, 100,000 and 1,000,000 accounts in three rounds."""
     sizes = (10_000, 100_000, 1_000_000)
@@ -143,12 +149,9 @@ def result() -> Result:
             for contender in each.contenders
         ),
         start_ups=(
-            StartUp(what="python", seconds=Spread(median=0.016, lowest=0.015, highest=0.018)),
-            StartUp(what="django.setup()", seconds=Spread(median=0.38, lowest=0.37, highest=0.41)),
-            *(
-                StartUp(what=name, seconds=Spread(median=cost[0], lowest=cost[0] * 0.95, highest=cost[0] * 1.1))
-                for name, cost in COSTS.items()
-            ),
+            start_up("python", 0.016),
+            start_up(DJANGO_SETUP, 0.38),
+            start_up("command", 0.45),
         ),
         due_queries=(DueQuery(accounts=1_000_000, seconds=Spread(median=0.0004, lowest=0.0003, highest=0.0021)),),
         standing=(

@@ -100,11 +100,15 @@ def compared(compare: Compare, configured: str, tmp_path: Path) -> Callable[...,
 def test_every_contender_does_the_same_work_beside_a_configured_database_to_which_nobody_connects(
     compared: Callable[..., Result], configured: str, tmp_path: Path
 ) -> None:
-    result = compared("--scenarios", "backlog", "notices", "--mails=24")
+    result = compared("--scenarios", "nothing", "backlog", "notices", "--mails=24")
 
-    assert [sample.wrong for sample in result.samples] == [""] * (6 + 5)
-    backlog, notices = result.scenarios
+    assert [sample.wrong for sample in result.samples] == [""] * (5 + 6 + 5)
+    nothing, backlog, notices = result.scenarios
     assert {sample.contender for sample in result.samples} == {*backlog.contenders, *notices.contenders}
+    assert [sample.waits for sample in result.samples if sample.scenario == nothing.name] == [0] * 5
+    assert [start_up.what for start_up in result.start_ups] == ["python", results.DJANGO_SETUP, "command"]
+    assert result.start_ups[0].ratio.highest < 1 == result.start_ups[1].ratio.median
+    assert [query.accounts for query in result.due_queries] == [1000]
     for name in notices.contenders:
         (sample,) = result.of(notices.name, name)
         assert (sample.measured_on, sample.waits) == (24, 0)
@@ -112,6 +116,7 @@ def test_every_contender_does_the_same_work_beside_a_configured_database_to_whic
     for sample in (sample for name in backlog.contenders for sample in result.of(backlog.name, name)):
         assert sample.seconds
         assert sample.service_seconds
+        assert sample.start_up_share is not None
         # Of psql, which at this size may be gone before anybody looks, there may be none to tell.
         assert sample.peak_memory_bytes or sample.contender == "raw-sql"
         assert sample.cpu_seconds is not None
@@ -354,6 +359,7 @@ def test_a_real_process_is_measured_and_tells_what_its_work_alone_took(
     # A server on another machine goes by another clock than the command.
     if database_process() or connection.vendor == "sqlite" or contender is contenders.raw_sql:
         assert sample.service_seconds
+        assert sample.start_up_share is not None
         assert sample.service_seconds < sample.seconds
 
 

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser
 from rich.console import Console
 
-from comparison import plots, verdict
+from comparison import plots, sheets, verdict
 from comparison.report import print_report, write_html, write_svg
 from comparison.results import Result, Sample, Scenario
 from comparison.verdict import Finding
@@ -303,7 +303,21 @@ def test_the_terminal_shows_every_scenario_and_the_verdict(result: Result, width
     assert [each.title for each in result.scenarios[:2] if each.title not in text] == []
     assert [each.title for each in verdict.verdict(result) if each.title not in text] == []
     assert WRONG in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text  # nothing is cut off
     assert max(len(line) for line in output.getvalue().splitlines()) <= width
+
+
+def test_how_much_of_a_run_was_start_up_is_said_beside_what_it_needs() -> None:
+    of = backlog(1000)
+    samples = [
+        Sample(scenario=of.name, contender="command", round=number, seconds=2.0, service_seconds=service)
+        for number, service in enumerate([0.5, 1.5, 2.1], start=1)
+    ]
+
+    _, needs = sheets.scenario_sheets(replace(measured({of: {}}), samples=tuple(samples)), of)
+
+    assert (needs.columns, needs.rows[2]) == (("", "start-up share"), ("manage.py expire_trials", "25%"))
+    assert [sample.start_up_share for sample in samples] == [0.75, 0.25, 0.0]
 
 
 def test_the_page_needs_nothing_but_itself(result: Result, tmp_path: Path) -> None:
