@@ -91,7 +91,8 @@ class Comparison:
     def steps(self) -> int:
         """How often ``advance`` is going to be called."""
         of_mails = 1 + len(mails.PROCESSES) if "notices" in self.kinds else 0
-        runs = self.options.rounds * sum(len(self.contenders_of(kind)) for kind, _ in self.plan)
+        everybody = [each for kind, _ in self.plan for each in self.contenders_of(kind)]
+        runs = sum(self.options.rounds if each.part is None else 1 for each in everybody)
         return 1 + len(self.plan) + runs + of_mails + 1
 
     def run(self) -> Result:
@@ -220,10 +221,11 @@ class Comparison:
     def rounds(
         self, scenario: Scenario, measuring: Measuring, taking_part: Sequence[Contender], *, rounds: int
     ) -> Iterator[Sample]:
-        """Every contender in turn, again and again, each time in another order."""
+        """Every contender in turn, again and again, each time in another order; once, who is measured on a part."""
         rng = random.Random(f"{scenario.name}-{self.options.seed}")  # noqa: S311
         for number in range(1, rounds + 1):
-            for contender in rng.sample(taking_part, k=len(taking_part)):
+            who = [each for each in taking_part if number == 1 or each.part is None]
+            for contender in rng.sample(who, k=len(who)):
                 self.say(f"{scenario.title}. Round {number}: {contender.about.title}")
                 yield measuring.sample(contender, scenario, round_number=number)
                 self.advance()

@@ -282,8 +282,8 @@ def row_by_row() -> CronRun:
     about = results.Contender(
         name="row-by-row",
         title="A loop of save()",
-        how=f"A management command that saves one account after the other; measured on {PART:,} of them at most, and "
-        "without customers, because its save() would take back what they paid for meanwhile.",
+        how=f"A management command that saves one account after the other; measured once, on {PART:,} of them at most, "
+        "and without customers, because its save() would take back what they paid for meanwhile.",
         path="cron",
     )
     arguments = [sys.executable, "manage.py", "expire_otherwise", "row-by-row", "--limit", str(PART)]

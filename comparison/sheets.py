@@ -46,6 +46,8 @@ def quantity(measure: str, value: float) -> str:
 
 def between(spread: Spread, measure: str) -> str:
     """The lowest and the highest of several rounds."""
+    if spread.lowest == spread.highest:
+        return "once"
     return extent(quantity(measure, spread.lowest), quantity(measure, spread.highest))
 
 
@@ -94,7 +96,8 @@ def _contenders_sheet(result: Result, scenario: Scenario, headings: dict[str, st
         rows.append((contender.title, *cells))
         part = min((each.measured_on for each in samples if each.measured_on), default=0)
         if timed and 0 < part < scenario.due:
-            notes.append(f"{contender.title} was measured on {accounts(part)}, its times extrapolated to all.")
+            once = " once," if several and len(samples) == 1 else ""
+            notes.append(f"{contender.title} was measured{once} on {accounts(part)}, its times extrapolated to all.")
     return Sheet(caption=caption, columns=tuple(columns), rows=tuple(rows), note=" ".join(notes))
 
 

@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import psutil
@@ -416,6 +417,31 @@ def test_what_is_measured_on_a_part_is_extrapolated_without_its_start_up(
     assert sample.seconds == pytest.approx(99 * 10.0, abs=5)  # and what this run took
     assert sample.service_seconds == 100 * 10.0
     assert sample.cpu_seconds == 99 * 5.0
+
+
+class Server:
+    """A database server of which a backend ends, and is counted with it, just after it was read itself."""
+
+    def __init__(self, backend: psutil.Process) -> None:
+        self.backends = [backend]
+        self.ended = 0.0
+
+    def children(self) -> list[psutil.Process]:
+        return self.backends
+
+    def cpu_times(self) -> SimpleNamespace:
+        times = SimpleNamespace(user=1.0, system=0.0, children_user=self.ended, children_system=0.0)
+        self.backends, self.ended = [], 5.0
+        return times
+
+
+def test_a_backend_that_ends_while_the_servers_are_read_is_counted_once(now: datetime) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as backend:
+        server = Server(psutil.Process(backend.pid))
+
+    measuring = Measuring(restore=lambda name: None, database=cast("psutil.Process", server), seed=1, now=now)
+
+    assert measuring._database_cpu_seconds() == 1.0 + 5.0
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ BAD_INPUT, INTERRUPTED = 2, 130
 INTERVAL = 3600.0
 """Seconds between two ticks of the schedule that the migration of accounts creates, and of the crontab in docs."""
 
-# Numbers of accounts, rounds, and mails.
-DEFAULT = (10_000, 100_000, 1_000_000), 2, 100
+# Numbers of accounts, rounds, and mails: enough for eight processes to have their share.
+DEFAULT = (10_000, 100_000, 1_000_000), 2, 200
 QUICK = (10_000, 50_000), 1, 100
 FULL = (10_000, 100_000, 1_000_000, 10_000_000), 2, 1000
 
@@ -59,7 +59,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--workers", type=int, metavar="N", help="Processes of the larger worker (cores, at least 2)."
         )
-        parser.add_argument("--mails", type=int, metavar="N", help="Notices to send through a slow mail server (100).")
+        parser.add_argument("--mails", type=int, metavar="N", help="Notices to send through a slow mail server (200).")
         parser.add_argument("--seed", type=int, default=61, help="Of sample, customers and order (%(default)s).")
         server = parser.add_mutually_exclusive_group()
         server.add_argument("--sqlite", action="store_true", help="On SQLite instead of an embedded PostgreSQL.")
