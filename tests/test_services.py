@@ -2,10 +2,12 @@
 
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from itertools import pairwise
 
 import pytest
+from django.db import OperationalError, connection
 from django.db.models import Sum
 from pytest_django import DjangoAssertNumQueries, Settings
 
@@ -271,6 +273,28 @@ def test_a_run_that_fails_is_recorded_with_its_error_and_keeps_what_it_did(now: 
     )
     assert run.finished is not None
     assert expire(now).expired_count == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_failure_that_the_database_cannot_be_told_is_logged_and_does_not_hide_itself(
+    now: datetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_and_take_the_database_along(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+        gone.enter_context(connection.execute_wrapper(the_database_is_gone))
+        raise RuntimeError("the lights went out")
+
+    def the_database_is_gone(*_: object) -> None:
+        raise OperationalError("server closed the connection: customer@example.com")
+
+    make_accounts(1, ended=10 * DAY, now=now)
+
+    with ExitStack() as gone, pytest.raises(RuntimeError, match="the lights went out"):
+        expire(now, run_slices=fail_and_take_the_database_along)
+
+    run = ExpiryRun.objects.get()
+    assert run.status == ExpiryRun.Status.RUNNING  # until a later run marks it interrupted
+    assert f"failure_not_recorded run={run.pk} error=OperationalError" in caplog.text
+    assert "customer@example.com" not in caplog.text
 
 
 def test_a_run_stopped_by_hand_is_recorded_as_interrupted(now: datetime) -> None:
