@@ -19,8 +19,11 @@ from django.conf import settings
 
 T = TypeVar("T")
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""By which a person or the machine asks a process to end: Ctrl-C, kill, and a terminal that is closed."""
+
+def stop_signals() -> list[signal.Signals]:
+    """By which this process is asked to end: Ctrl-C, kill, and a terminal that is closed, unless nohup shields it."""
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in asked if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
@@ -108,7 +111,7 @@ def stop_signals_held_back() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    usual = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOP_SIGNALS}
+    usual = {number: signal.signal(number, lambda number, _: came.append(number)) for number in stop_signals()}
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from django.conf import settings
 
 from accounts.models import Account
 from comparison.sample import put_sample
-from comparison.servers import STOP_SIGNALS, wait_for
+from comparison.servers import wait_for
 
 
 @pytest.mark.django_db
@@ -89,7 +89,7 @@ def test_the_demo_shows_both_paths_and_leaves_no_process_behind(demo_environment
 
 @pytest.mark.faults
 @pytest.mark.postgres
-@pytest.mark.parametrize("how", STOP_SIGNALS)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_demo_stopped_by_hand_stops_what_it_started(demo_environment: dict[str, str], how: signal.Signals) -> None:
     database = demo_environment["DEMO_DATABASE"]
     with subprocess.Popen(

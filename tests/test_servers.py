@@ -29,3 +29,13 @@ def test_a_process_that_is_born_as_ctrl_c_is_pressed_is_stopped_as_well(
         pytest.fail("The block was entered.")
 
     assert [child.poll() for child in born] == [-signal.SIGTERM]
+
+
+def test_nohup_shields_from_the_terminal_that_is_closed() -> None:
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert servers.stop_signals() == [signal.SIGINT, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+
+    assert signal.SIGHUP in servers.stop_signals()

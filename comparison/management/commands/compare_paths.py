@@ -23,7 +23,7 @@ from comparison.compare import Comparison, cores
 from comparison.contenders import Failed
 from comparison.results import Options, Result
 from comparison.scenarios import PERIOD, TITLES
-from comparison.servers import STOP_SIGNALS
+from comparison.servers import stop_signals
 
 BAD_INPUT, INTERRUPTED = 2, 130
 INTERVAL = 3600.0
@@ -167,7 +167,7 @@ def begin_again_on_a_scratch_database(*, database_url: str | None, sqlite: bool)
 def stop_signals_noted() -> Iterator[threading.Event]:
     """Let Ctrl-C, SIGTERM and a closed terminal only set an event, so that what is just starting is stopped as well."""
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in stop_signals()}
     try:
         yield stop
     finally:

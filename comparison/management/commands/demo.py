@@ -50,8 +50,9 @@ class Command(BaseCommand):
             raise CommandError(f"--accounts must be at least 100 to be worth a look, not {accounts}.")
         if os.environ.get("DATABASE_URL") != DATABASE_URL:
             start_over_on_the_demo_database()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what was started is stopped
+        for number in servers.stop_signals():
+            if number != signal.SIGINT:
+                signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what was started is stopped
         try:
             self.show(accounts=accounts, seed=seed)
         except KeyboardInterrupt:
