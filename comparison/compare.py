@@ -6,7 +6,6 @@ import random
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from accounts.services import BATCH_SIZE
 from comparison import contenders, mails, scenarios, servers
 from comparison.contenders import ENVIRONMENT, Contender, Worker
 from comparison.mail import mail_server
-from comparison.measure import Measuring, memory_bytes
+from comparison.measure import Measuring, elapsed, memory_bytes
 from comparison.results import (
     DJANGO_SETUP,
     DueQuery,
@@ -233,21 +232,22 @@ class Comparison:
     def measure_start_ups(self) -> list[StartUp]:
         """What Python, Django and the command cost while nothing is due."""
         command = contenders.command()
-        seconds: dict[str, list[float]] = {"python": [], DJANGO_SETUP: [], command.about.name: []}
-        arguments = {
-            "python": [sys.executable, "-c", ""],
-            DJANGO_SETUP: [sys.executable, "-c", "import django; django.setup()"],
+        runs = {
+            "python": replace(command, arguments=[sys.executable, "-c", ""]),
+            DJANGO_SETUP: replace(command, arguments=[sys.executable, "-c", "import django; django.setup()"]),
+            command.about.name: command,
         }
-        for _ in range(self.options.rounds + 1):  # once more than the others: what is short varies more
-            for what, taken in seconds.items():
-                taken.append(timed(replace(command, arguments=arguments.get(what, command.arguments)).run))
+        turns = [
+            {what: elapsed(process.run) for what, process in runs.items()}
+            for _ in range(self.options.rounds + 1)  # once more than the others: what is short varies more
+        ]
         return [
             StartUp(
                 what=what,
-                seconds=Spread.of(taken),
-                ratio=Spread.of(one / other for one, other in zip(taken, seconds[DJANGO_SETUP], strict=True)),
+                seconds=Spread.of(turn[what] for turn in turns),
+                ratio=Spread.of(turn[what] / turn[DJANGO_SETUP] for turn in turns),
             )
-            for what, taken in seconds.items()
+            for what in runs
         ]
 
     def measure_standing(self) -> list[Standing]:
@@ -280,7 +280,7 @@ class Comparison:
     def measure_due_query(self, scenario: Scenario) -> DueQuery:
         """The query that every run begins with, when it finds nothing."""
         connection.ensure_connection()
-        seconds = Spread.of(timed(lambda: Account.objects.any_due(self.now)) for _ in range(DUE_QUERIES))
+        seconds = Spread.of(elapsed(lambda: Account.objects.any_due(self.now)) for _ in range(DUE_QUERIES))
         return DueQuery(accounts=scenario.accounts, seconds=seconds)
 
     def recover(self, scenario: Scenario) -> Iterator[Recovery]:
@@ -333,7 +333,7 @@ class Comparison:
     ) -> Recovery:
         """Time what takes over from a killed run, and look whether it left anything."""
         left = Account.objects.due(self.now).count()
-        seconds = timed(take_over)
+        seconds = elapsed(take_over)
         if wrong := scenarios.what_is_wrong(paid=()):
             raise contenders.Failed(f"{contender.about.title} did not recover from being killed: {wrong}")
         return Recovery(
@@ -350,13 +350,6 @@ def wait_until_half_done(scenario: Scenario) -> None:
     """Wait for the slices of the only run to have expired half of what is due."""
     half_done = ExpiryRun.objects.filter(expired_count__gte=scenario.due // 2)
     servers.wait_for("a run to come half-way", half_done.exists, seconds=1800, pause=0.005)
-
-
-def timed(do: Callable[[], object]) -> float:
-    """How many seconds it takes."""
-    started = time.perf_counter()
-    do()
-    return time.perf_counter() - started
 
 
 def timeliness(result: Result) -> tuple[Timeliness, ...]:

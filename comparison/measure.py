@@ -227,9 +227,7 @@ class Measuring:
     def timed(self, contender: Contender) -> tuple[float, float, float]:
         """Run it: wall seconds, CPU seconds of its processes, and CPU seconds of the database."""
         cpu, database_cpu = contender.cpu_seconds(), self._database_cpu_seconds()
-        started = time.perf_counter()
-        contender.run()
-        seconds = time.perf_counter() - started
+        seconds = elapsed(contender.run)
         return seconds, contender.cpu_seconds() - cpu, self._database_cpu_seconds() - database_cpu
 
     def _service_seconds(self) -> float | None:
@@ -248,6 +246,13 @@ class Measuring:
             # One that ended while they were read was counted twice, with the server's own, or not at all.
             if children == self.database.children():
                 return seconds
+
+
+def elapsed(do: Callable[[], object]) -> float:
+    """How many seconds it takes."""
+    started = time.perf_counter()
+    do()
+    return time.perf_counter() - started
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

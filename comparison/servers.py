@@ -111,14 +111,24 @@ def stop_signals_held_back() -> Iterator[None]:
         yield
         return
     came: list[int] = []
+    try:
+        with stop_signals_noted() as came:
+            yield
+    finally:
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
+def stop_signals_noted() -> Iterator[list[int]]:
+    """Only note Ctrl-C, SIGTERM and a closed terminal while the block runs, in the list that it is given."""
+    came: list[int] = []
     usual = {number: signal.signal(number, lambda number, _: came.append(number)) for number in stop_signals()}
     try:
-        yield
+        yield came
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
-        for one in came:
-            signal.raise_signal(one)
 
 
 def wait_for(what: str, condition: Callable[[], T | None], *, seconds: float = 30, pause: float = 0.05) -> T:

@@ -199,27 +199,13 @@ def nothing_sheet(result: Result) -> Sheet:
     """What a run costs before it does any work."""
     titles = {each.name: f"{each.title}, nothing due" for each in result.contenders}
     rows = [
-        (
-            titles.get(each.what, each.what),
-            duration(each.seconds.median),
-            between(each.seconds, "seconds"),
-            times(each.ratio.median),
-        )
-        for each in result.start_ups
-    ]
-    rows += [
-        (
-            f"the query among {accounts(each.accounts)} accounts",
-            duration(each.seconds.median),
-            between(each.seconds, "seconds"),
-            "",
-        )
-        for each in result.due_queries
+        *((titles.get(each.what, each.what), each.seconds, times(each.ratio.median)) for each in result.start_ups),
+        *((f"the query among {accounts(each.accounts)} accounts", each.seconds, "") for each in result.due_queries),
     ]
     return Sheet(
         caption="A process is started for each of these, except for the query; nothing watches it, and they take turns",
         columns=("", "time", "lowest and highest", f"to {DJANGO_SETUP}"),
-        rows=tuple(rows),
+        rows=tuple((name, duration(spread.median), between(spread, "seconds"), ratio) for name, spread, ratio in rows),
     )
 
 

@@ -4,9 +4,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,13 @@ from comparison.compare import Comparison, cores
 from comparison.contenders import Failed
 from comparison.results import Options, Result
 from comparison.scenarios import PERIOD, TITLES
-from comparison.servers import stop_signals
+from comparison.servers import stop_signals_noted
 
 BAD_INPUT, INTERRUPTED = 2, 130
 INTERVAL = 3600.0
 """Seconds between two ticks of the schedule that the migration of accounts creates, and of the crontab in docs."""
 
-# Numbers of accounts, rounds, and mails: enough for eight processes to have their share.
+# Numbers of accounts, rounds, and mails, of which eight processes need 200 to have a share each.
 DEFAULT = (10_000, 100_000, 1_000_000), 2, 200
 QUICK = (10_000, 50_000), 1, 100
 FULL = (10_000, 100_000, 1_000_000, 10_000_000), 2, 1000
@@ -141,7 +139,8 @@ def begin_again_on_a_scratch_database(*, database_url: str | None, sqlite: bool)
         CommandError: no scratch database could be made, or the run was stopped by hand.
         SystemExit: that process failed, and has said why.
     """
-    with stop_signals_noted() as stop:
+    # Noted only, so that what is just starting is stopped as well.
+    with stop_signals_noted() as stopped:
         try:
             with (
                 scratch.environment(database_url=database_url, sqlite=sqlite) as environment,
@@ -149,30 +148,19 @@ def begin_again_on_a_scratch_database(*, database_url: str | None, sqlite: bool)
                 subprocess.Popen([sys.executable, *sys.argv], env=environment, start_new_session=True) as child,  # noqa: S603
             ):
                 while child.poll() is None:
-                    if stop.wait(0.1):
+                    if stopped:
                         child.terminate()
                         child.wait()
+                    time.sleep(0.1)
         except psycopg.Error as error:
             raise CommandError(f"No scratch database: {' '.join(str(error).split())}") from error
         except Exception:
-            if not stop.is_set():  # a server that was just starting may have heard Ctrl-C, too
+            if not stopped:  # a server that was just starting may have heard Ctrl-C, too
                 raise
-    if stop.is_set():
+    if stopped:
         raise CommandError("Stopped by hand; everything that was started is stopped too.", returncode=INTERRUPTED)
     if child.returncode:
         sys.exit(child.returncode)
-
-
-@contextmanager
-def stop_signals_noted() -> Iterator[threading.Event]:
-    """Let Ctrl-C, SIGTERM and a closed terminal only set an event, so that what is just starting is stopped as well."""
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in stop_signals()}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def measure(options: Options, *, kinds: list[str], now: datetime) -> Result:
