@@ -14,6 +14,7 @@ WORKDIR /app
 COPY --from=packages /venv /venv
 COPY manage.py .
 COPY project project
+COPY users users
 COPY accounts accounts
 # Settings refuse to load without these. They are thrown away here: nothing of them is in the image.
 RUN DJANGO_SECRET_KEY=used-by-collectstatic-only-and-never-by-anything-that-runs \

@@ -40,7 +40,7 @@ check: .venv ## Django's checks, also those of a deployment, and that no migrati
 	DJANGO_DEBUG=0 DJANGO_SECRET_KEY=$$(.venv/bin/python -c 'import secrets; print(secrets.token_urlsafe(50))') DJANGO_ALLOWED_HOSTS=trials.example.com DATABASE_URL=postgres://trials@localhost/trials .venv/bin/python manage.py check --deploy --fail-level=WARNING
 
 models: .venv ## draw docs/models.svg; needs Graphviz
-	.venv/bin/python manage.py graph_models accounts --pydot --no-inheritance --exclude-models AbstractUser,Group,Permission --disable-sort-fields --hide-edge-labels --rankdir LR --output docs/models.svg
+	.venv/bin/python manage.py graph_models accounts users --pydot --no-inheritance --exclude-models AbstractUser,Group,Permission --disable-sort-fields --hide-edge-labels --rankdir LR --output docs/models.svg
 
 pins: .venv ## compile requirements*.txt from pyproject.toml; ARGS=--upgrade moves them forward
 	$(COMPILE) $(ARGS) pyproject.toml -o requirements.txt

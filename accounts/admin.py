@@ -23,8 +23,9 @@ from django.utils.text import Truncator
 from django_celery_beat.models import PeriodicTask
 
 from accounts import notices, overview, services, tasks
-from accounts.models import Account, ExpiryRun, Notice, User
+from accounts.models import Account, ExpiryRun, Notice
 from accounts.templatetags.durations import duration
+from users.models import User
 
 if TYPE_CHECKING:
     AnyModelAdmin = admin.ModelAdmin[Any]

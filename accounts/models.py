@@ -1,4 +1,4 @@
-"""What is stored: users, their accounts with a trial, the runs that expired them, and the mails about it.
+"""What is stored: accounts with a trial, the runs that expired them, and the mails about it.
 
 Nothing here changes an account or sends a mail; ``accounts.services`` and ``accounts.notices`` do.
 """
@@ -7,21 +7,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from django.conf import settings
-from django.contrib.auth.models import AbstractUser
 from django.db import models
 from django.db.models import Q
 from django.db.models.expressions import Combinable
-from django.db.models.functions import Now, Upper
+from django.db.models.functions import Now
 from django.utils import timezone
-
-
-class User(AbstractUser):
-    """The project's own user model, so that it can grow without a painful migration."""
-
-    class Meta(AbstractUser.Meta):
-        indexes: ClassVar = [
-            models.Index(Upper("email"), name="accounts_user_email"),  # serves iexact, by which the admin searches
-        ]
 
 
 class ExpiryRunQuerySet(models.QuerySet["ExpiryRun"]):

@@ -1,4 +1,1 @@
-"""The two paths side by side, on throwaway databases."""
-
-SCRATCH = "compare_paths_"
-"""How the name of every database begins that ``compare_paths`` measures on."""
+"""The two paths side by side, on scratch databases."""

@@ -21,9 +21,8 @@ from redis import Redis
 
 from accounts.models import Account, ExpiryRun
 from accounts.services import BATCH_SIZE
-from comparison import contenders, mails, scenarios, servers
+from comparison import contenders, mails, scenarios
 from comparison.contenders import ENVIRONMENT, Contender, Worker
-from comparison.mail import mail_server
 from comparison.measure import Measuring, elapsed, memory_bytes
 from comparison.results import (
     DJANGO_SETUP,
@@ -39,7 +38,9 @@ from comparison.results import (
     StartUp,
     Timeliness,
 )
-from comparison.scratch import Database
+from sandbox import servers
+from sandbox.mail_server import mail_server
+from sandbox.scratch import Database
 
 BASELINE = "raw-sql"
 DUE_QUERIES = 20

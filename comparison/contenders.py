@@ -19,8 +19,9 @@ from django.db import connection
 from redis import Redis
 
 from accounts.models import ExpiryRun
-from comparison import results, servers
+from comparison import results
 from project.celery import app
+from sandbox import servers
 
 PART = 250
 """Accounts that the loop of ``save()`` is measured on."""

@@ -13,12 +13,14 @@ from pathlib import Path
 from django.conf import settings
 from redis import Redis
 
-from accounts.models import Account, Notice, User
-from comparison import results, scenarios, servers
+from accounts.models import Account, Notice
+from comparison import results, scenarios
 from comparison.contenders import Contender, CronRun, Failed, Worker, about_worker
-from comparison.mail import Mailbox
 from comparison.measure import Measuring, PeakMemory
 from comparison.results import Sample, Scenario
+from sandbox import servers
+from sandbox.mail_server import Mailbox
+from users.models import User
 
 SECONDS_PER_MAIL = 0.05
 PROCESSES = (1, 2, 4, 8)

@@ -41,10 +41,10 @@ def fill_users(accounts: int, *, now: datetime) -> None:
     """Replace all users by that many."""
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM accounts_account")
-        cursor.execute("DELETE FROM accounts_user")
-        with filled_at_once("accounts_user"):
+        cursor.execute("DELETE FROM users_user")
+        with filled_at_once("users_user"):
             cursor.execute(
-                f"""{NUMBERS} INSERT INTO accounts_user (id, password, is_superuser, username, first_name, last_name,
+                f"""{NUMBERS} INSERT INTO users_user (id, password, is_superuser, username, first_name, last_name,
                     email, is_staff, is_active, date_joined)
                 SELECT n, '!', false, 'user' || n, 'Ada', 'Berg', 'user' || n || '@example.com', false, true, %s
                 FROM numbers""",  # noqa: S608 (ours)

@@ -2,11 +2,11 @@
 
 from django.core.exceptions import ImproperlyConfigured
 
-from comparison import SCRATCH
 from project.settings import *  # noqa: F403
 from project.settings import DATABASES, INSTALLED_APPS
+from sandbox import SCRATCH
 
-INSTALLED_APPS = [*INSTALLED_APPS, "comparison"]
+INSTALLED_APPS = [*INSTALLED_APPS, "sandbox", "comparison"]
 
 if SCRATCH not in str(DATABASES["default"]["NAME"]):
     raise ImproperlyConfigured(

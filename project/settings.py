@@ -120,8 +120,10 @@ INSTALLED_APPS = [
     "django.contrib.humanize",
     "django_celery_beat",
     "health_check",
+    "users",
     "accounts",
-    *(["comparison", "django_extensions"] if DEBUG else []),  # no place for throwaway servers in production
+    "accounts.beat",
+    *(["sandbox", "comparison", "django_extensions"] if DEBUG else []),  # no place for throwaway servers in production
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -135,7 +137,7 @@ MIDDLEWARE = [
 ]
 ROOT_URLCONF = "project.urls"
 WSGI_APPLICATION = "project.wsgi.application"
-AUTH_USER_MODEL = "accounts.User"
+AUTH_USER_MODEL = "users.User"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TEMPLATES = [
     {

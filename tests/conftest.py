@@ -20,9 +20,9 @@ from django.db import connection
 from playwright.sync_api import Browser, sync_playwright
 from pytest_django import Settings
 
-from comparison import servers
-from comparison.mail import Mailbox, mail_server
 from project.celery import app
+from sandbox import servers
+from sandbox.mail_server import Mailbox, mail_server
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -7,7 +7,8 @@ from django.db import connection
 from factory.declarations import LazyAttribute, SelfAttribute, Sequence, SubFactory
 from factory.django import DjangoModelFactory
 
-from accounts.models import Account, Notice, User
+from accounts.models import Account, Notice
+from users.models import User
 
 
 class UserFactory(DjangoModelFactory[User]):
@@ -43,7 +44,7 @@ def fill_tables(count: int) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             "WITH filler AS ("
-            "  INSERT INTO accounts_user (username, email, password, first_name, last_name, date_joined,"
+            "  INSERT INTO users_user (username, email, password, first_name, last_name, date_joined,"
             "    is_superuser, is_staff, is_active)"
             "  SELECT 'filler' || n, 'filler' || n || '@example.com', '', '', '', now(), false, false, true"
             "  FROM generate_series(1, %s) n RETURNING id) "

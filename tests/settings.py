@@ -9,7 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from comparison import servers
+from sandbox import servers
 
 _started = ExitStack()
 atexit.register(_started.close)

@@ -13,21 +13,21 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTa
 from accounts import tasks
 from accounts.models import Account, ExpiryRun
 from accounts.services import Slice
-from comparison.servers import wait_for
 from project.celery import app
+from sandbox.servers import wait_for
 from tests.conftest import Process, Send
 from tests.factories import make_accounts
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-migration = importlib.import_module("accounts.migrations.0002_hourly_expiry")
+migration = importlib.import_module("accounts.beat.migrations.0001_initial")
 
 
 @pytest.fixture
 def tick(transactional_db: None) -> PeriodicTask:
     """The hourly entry of the schedule, as the migration writes it (a flushed database has lost it)."""
     migration.add(apps, None)
-    return PeriodicTask.objects.get(name=migration.NAME)
+    return PeriodicTask.objects.get(name="Expire trials")
 
 
 def accounts_due_by_the_real_clock(count: int) -> None:

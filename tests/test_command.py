@@ -20,7 +20,7 @@ from pytest_django import Settings
 from accounts import services
 from accounts.management.commands.expire_trials import Command
 from accounts.models import Account, ExpiryRun
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 from tests.conftest import ManagePy
 from tests.factories import AccountFactory, make_accounts
 
@@ -207,13 +207,13 @@ def test_the_fuse_ends_the_command_with_a_code_of_its_own() -> None:
 
 def test_unapplied_migrations_are_named() -> None:
     accounts_due_by_the_real_clock(1)
-    MigrationRecorder(connection).record_unapplied("accounts", "0002_hourly_expiry")
+    MigrationRecorder(connection).record_unapplied("accounts", "0001_initial")
 
     with pytest.raises(CommandError) as error:
         run()
 
     assert str(error.value) == (
-        "The database lacks 1 migration(s) of accounts: 0002_hourly_expiry. "
+        "The database lacks 1 migration(s) of accounts: 0001_initial. "
         "Run ./manage.py migrate first. Nothing was changed."
     )
     assert not ExpiryRun.objects.exists()

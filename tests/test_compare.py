@@ -29,11 +29,11 @@ from accounts.models import Account, ExpiryRun, Notice
 from comparison import contenders, mails, results, scenarios
 from comparison.compare import database_process
 from comparison.contenders import Contender, Failed
-from comparison.mail import Mailbox
 from comparison.mails import MeasuringMails
 from comparison.measure import Measuring, percentile
 from comparison.results import Result, Scenario
-from comparison.servers import wait_for
+from sandbox.mail_server import Mailbox
+from sandbox.servers import wait_for
 from tests import comparison_example
 
 

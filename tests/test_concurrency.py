@@ -14,7 +14,7 @@ from django.db.models import Sum
 
 from accounts import services
 from accounts.models import Account, ExpiryRun, Notice
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 from tests.factories import AccountFactory, make_accounts
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgres]

@@ -15,8 +15,8 @@ import pytest
 from django.conf import settings
 
 from accounts.models import Account
-from comparison.sample import put_sample
-from comparison.servers import wait_for
+from sandbox.sample import put_sample
+from sandbox.servers import wait_for
 
 
 @pytest.mark.django_db

@@ -14,8 +14,8 @@ from accounts import services
 from accounts.log import Fields
 from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue
-from comparison.servers import wait_for
 from project.logging import JsonLines
+from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
 from tests.test_concurrency import trigger_on_update

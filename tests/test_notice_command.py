@@ -11,7 +11,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import services
 from accounts.models import ExpiryRun, Notice
-from comparison.mail import Mailbox
+from sandbox.mail_server import Mailbox
 from tests.conftest import ManagePy
 from tests.factories import make_accounts
 

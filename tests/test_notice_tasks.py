@@ -16,13 +16,13 @@ from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import notices, services, tasks
 from accounts.models import ExpiryRun, Notice
-from comparison.mail import Mailbox, mail_server
-from comparison.servers import free_port, wait_for
 from project.celery import app
+from sandbox.mail_server import Mailbox, mail_server
+from sandbox.servers import free_port, wait_for
 from tests.conftest import Process, Send
 from tests.factories import make_accounts
 
-migration = importlib.import_module("accounts.migrations.0006_hourly_notices")
+migration = importlib.import_module("accounts.beat.migrations.0001_initial")
 
 DAY = timedelta(days=1)
 
@@ -151,7 +151,7 @@ def test_mails_are_delivered_side_by_side_as_soon_as_there_are_enough_of_them(
 @pytest.fixture
 def tick(transactional_db: None) -> PeriodicTask:
     migration.add(apps, None)
-    return PeriodicTask.objects.get(name=migration.NAME)
+    return PeriodicTask.objects.get(name="Send trial notices")
 
 
 def test_the_schedule_ticks_hourly_half_an_hour_from_the_expiry(tick: PeriodicTask) -> None:

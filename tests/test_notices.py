@@ -19,11 +19,12 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from accounts import notices, services, tasks
-from accounts.models import Account, ExpiryRun, Notice, User
+from accounts.models import Account, ExpiryRun, Notice
 from accounts.notices import MAX_ATTEMPTS, Delivery, Queue
-from comparison.mail import Mailbox
-from comparison.servers import wait_for
+from sandbox.mail_server import Mailbox
+from sandbox.servers import wait_for
 from tests.factories import AccountFactory, NoticeFactory, make_accounts
+from users.models import User
 
 pytestmark = pytest.mark.django_db
 

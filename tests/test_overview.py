@@ -18,13 +18,14 @@ from django_celery_beat.models import CrontabSchedule, IntervalSchedule, Periodi
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import overview, services
-from accounts.models import Account, ExpiryRun, User
+from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue
 from accounts.templatetags.durations import duration
-from comparison import servers
 from project.celery import app
+from sandbox import servers
 from tests.conftest import Process
 from tests.factories import AccountFactory, UserFactory, fill_tables, make_accounts
+from users.models import User
 
 pytestmark = pytest.mark.django_db
 

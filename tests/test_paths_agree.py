@@ -9,8 +9,8 @@ import pytest
 from django.utils import timezone
 
 from accounts.models import Account, ExpiryRun
-from comparison.sample import put_sample
-from comparison.servers import wait_for
+from sandbox.sample import put_sample
+from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process, Send
 
 OF_THE_PATH = {"id", "path", "as_of", "started", "heartbeat", "finished", "longest_slice", "host", "task_id"}

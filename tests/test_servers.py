@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from comparison import servers
+from sandbox import servers
 
 
 def test_a_process_that_is_born_as_ctrl_c_is_pressed_is_stopped_as_well(

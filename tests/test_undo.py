@@ -15,7 +15,7 @@ from pytest_django import Settings
 from accounts import health, services, tasks
 from accounts.models import Account, ExpiryRun
 from accounts.services import Slice, TooManyDue, UndoPreview
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 from tests.factories import AccountFactory, make_accounts
 from tests.test_concurrency import Sql, meanwhile, other, trigger_on_update, wait_until_blocked
 

@@ -7,8 +7,9 @@ from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from accounts import services
-from accounts.models import Account, ExpiryRun, User
+from accounts.models import Account, ExpiryRun
 from tests.factories import make_accounts
+from users.models import User
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

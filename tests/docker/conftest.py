@@ -13,8 +13,8 @@ from django.conf import settings
 from pytest_celery import CeleryTestContainer, CeleryTestWorker, CeleryWorkerContainer, RedisContainer
 from pytest_docker_tools import build, container, fxtr
 
-from comparison.servers import wait_for
 from project.celery import app
+from sandbox.servers import wait_for
 from tests.docker.deployment import PSQL, Deployment
 
 DOCKER_VERSION = ("docker", "version")

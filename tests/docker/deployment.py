@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 
 NOT_DUE, PAYING = 7, 5
 

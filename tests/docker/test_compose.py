@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 from django.conf import settings
 
-from comparison.servers import free_port
+from sandbox.servers import free_port
 from tests.docker.deployment import PSQL, Deployment
 
 pytestmark = pytest.mark.docker

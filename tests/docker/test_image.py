@@ -3,7 +3,7 @@
 import pytest
 from pytest_celery import CeleryTestContainer, CeleryTestWorker
 
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 from tests.docker.deployment import Deployment
 
 pytestmark = pytest.mark.docker

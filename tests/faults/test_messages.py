@@ -11,7 +11,7 @@ from django.db.models import Sum
 from django.utils import timezone
 
 from accounts.models import ExpiryRun
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 from tests.conftest import Process
 from tests.faults.conftest import Customers, Tick, gate_before, ticks_every_second, wait_for_line
 from tests.test_concurrency import trigger_on_update

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from accounts import services
 from accounts.models import Account, ExpiryRun
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process
 from tests.faults.conftest import Customers, Tick, gate_before
 

@@ -11,7 +11,7 @@ import redis
 
 from accounts import tasks
 from accounts.models import ExpiryRun
-from comparison.servers import wait_for
+from sandbox.servers import wait_for
 from tests.conftest import Process
 from tests.faults.conftest import Customers, Tick, gate_before, run_that_succeeds, wait_for_line
 

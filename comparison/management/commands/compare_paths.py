@@ -16,12 +16,12 @@ from django.utils import timezone
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from comparison import scratch
 from comparison.compare import Comparison, cores
 from comparison.contenders import Failed
 from comparison.results import Options, Result
 from comparison.scenarios import PERIOD, TITLES
-from comparison.servers import stop_signals_noted
+from sandbox import scratch
+from sandbox.servers import stop_signals_noted
 
 BAD_INPUT, INTERRUPTED = 2, 130
 INTERVAL = 3600.0
@@ -145,7 +145,11 @@ def begin_again_on_a_scratch_database(*, database_url: str | None, sqlite: bool)
             with (
                 scratch.environment(database_url=database_url, sqlite=sqlite) as environment,
                 # In a session of its own: Ctrl-C reaches this process only, which then stops things in order.
-                subprocess.Popen([sys.executable, *sys.argv], env=environment, start_new_session=True) as child,  # noqa: S603
+                subprocess.Popen(  # noqa: S603
+                    [sys.executable, *sys.argv],
+                    env={**environment, "DJANGO_SETTINGS_MODULE": "comparison.settings"},
+                    start_new_session=True,
+                ) as child,
             ):
                 while child.poll() is None:
                     if stopped:

@@ -13,7 +13,7 @@ import psycopg
 from django.db import connection, connections
 from psycopg.sql import SQL, Identifier
 
-from comparison import SCRATCH, servers
+from sandbox import SCRATCH, servers
 
 
 @contextmanager
@@ -44,7 +44,6 @@ def environment(*, database_url: str | None = None, sqlite: bool = False) -> Ite
         inherited = ("TRIAL_", "CELERY_", "REDIS_", "DJANGO_", "DATABASE_", "PG")
         yield {
             **{variable: value for variable, value in os.environ.items() if not variable.startswith(inherited)},
-            "DJANGO_SETTINGS_MODULE": "comparison.settings",
             "DJANGO_ENV_FILE": os.devnull,
             "DJANGO_DEBUG": "0",  # as it is deployed: Django then keeps no list of queries
             "DJANGO_SECRET_KEY": secrets.token_urlsafe(50),

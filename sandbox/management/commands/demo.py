@@ -21,11 +21,12 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from rich.console import Console
 from rich.table import Table
 
-from accounts.models import Account, ExpiryRun, Notice, User
+from accounts.models import Account, ExpiryRun, Notice
 from accounts.notices import count_owed
-from comparison import servers
-from comparison.mail import Mailbox, mail_server
-from comparison.sample import put_sample
+from sandbox import servers
+from sandbox.mail_server import Mailbox, mail_server
+from sandbox.sample import put_sample
+from users.models import User
 
 DATABASE = Path(os.environ.get("DEMO_DATABASE", settings.BASE_DIR / "demo.sqlite3"))
 DATABASE_URL = f"sqlite:///{DATABASE}"

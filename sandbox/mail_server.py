@@ -12,7 +12,7 @@ from typing import Any, cast
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from comparison.servers import free_port
+from sandbox.servers import free_port
 
 Answer = Callable[[str], str | None]
 """Given the address: the answer to give, such as "550 no such user", or None to accept."""

@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.db import transaction
 
-from accounts.models import Account, User
+from accounts.models import Account
+from users.models import User
 
 SHARES = {
     Account.TRIALING: 50,

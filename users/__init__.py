@@ -1,0 +1,1 @@
+"""The project's own user model, and nothing else."""

@@ -1,0 +1,10 @@
+"""The users app."""
+
+from django.apps import AppConfig
+
+
+class UsersConfig(AppConfig):
+    """The project's own user model. ``accounts`` works beside any other."""
+
+    name = "users"
+    default_auto_field = "django.db.models.BigAutoField"
