@@ -23,7 +23,7 @@ def problems(*, now: datetime, max_age: timedelta) -> list[str]:
             the interval of the schedule, so that one failure raises no alarm.
     """
     found = []
-    fresh = ExpiryRun.objects.succeeded_since(now - max_age)
+    fresh = ExpiryRun.objects.succeeded_since(now - max_age, now=now)
     if not fresh:
         found.append(f"No run has succeeded within {max_age / timedelta(hours=1):g} hours; {last_success()}.")
     unwell = ExpiryRun.objects.filter(status__in=UNWELL).exclude(error="")
@@ -37,6 +37,11 @@ def problems(*, now: datetime, max_age: timedelta) -> list[str]:
         found.append(
             f"Account {oldest.pk}, whose trial ended at {oldest.trial_ends_at:%Y-%m-%d %H:%M} UTC, should have expired "
             f"long ago, and {Account.objects.due(now).count()} account(s) are due in all."
+        )
+    if broken := Account.objects.off_calendar().values_list("pk", flat=True)[:1000]:
+        found.append(
+            f"{len(broken)} account(s), such as {broken[0]}, have a trial end outside the years 1 to 9999. No run "
+            "expires them: give them another trial end."
         )
     return found
 

@@ -21,3 +21,9 @@ class Fields(dict[str, Any]):
 
 
 SPECIAL = ' ="\\\n'
+
+
+def one_line(text: str, *, most: int) -> str:
+    """``text`` in one line of ``most`` characters at most, without control characters: fit to be stored and shown."""
+    cut = text[: 4 * most]  # before it is worked on: it may have millions
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in cut).split())[:most]

@@ -3,8 +3,8 @@
 Nothing here changes an account or sends a mail; ``accounts.services`` and ``accounts.notices`` do.
 """
 
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from django.conf import settings
 from django.db import models
@@ -13,20 +13,56 @@ from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 from django.utils import timezone
 
+EARLIEST_END = datetime.min.replace(tzinfo=UTC)
+LATEST_END = datetime.max.replace(tzinfo=UTC)
+"""PostgreSQL knows moments before and after these, and ``infinity``, which Python cannot read."""
+
+CLOCKS_MAY_DIFFER = timedelta(minutes=5)
+"""By how much the clock of a process that starts a run may differ from the database's."""
+
+
+def grace_cutoff(now: datetime) -> datetime:
+    """Trials that ended before this moment are past their grace at ``now``. The only place that subtracts the grace."""
+    return now - timedelta(days=settings.TRIAL_GRACE_DAYS)
+
+
+if TYPE_CHECKING:
+    DateTimeField = models.DateTimeField[str | datetime | Combinable | None, datetime]
+else:
+    DateTimeField = models.DateTimeField
+
+
+class DerivedDateTimeField(DateTimeField):
+    """A moment that, when not given, the model's method ``default_FIELD`` computes as the row is stored.
+
+    A field's ``pre_save`` serves ``bulk_create`` as well, which a model's ``save()`` would not.
+    """
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        """Fill in the moment where it is missing."""
+        if getattr(model_instance, self.attname) is None:
+            setattr(model_instance, self.attname, getattr(model_instance, f"default_{self.attname}")())
+        return super().pre_save(model_instance, add)
+
 
 class ExpiryRunQuerySet(models.QuerySet["ExpiryRun"]):
     """Runs, asked what they tell of the health of the schedule."""
 
-    def succeeded_since(self, moment: datetime) -> "ExpiryRun | None":
-        """The latest run that succeeded and applied the rule to ``moment`` or later, if there is one."""
-        return self.filter(status=ExpiryRun.Status.SUCCEEDED, as_of__gte=moment).order_by("as_of", "pk").last()
+    def succeeded_since(self, moment: datetime, *, now: datetime) -> "ExpiryRun | None":
+        """The latest run that succeeded and applied the rule to ``moment`` or later, if there is one.
+
+        Not later than ``now``, give or take what clocks may differ by: a run whose clock was ahead proves nothing.
+        """
+        fresh = self.filter(status=ExpiryRun.Status.SUCCEEDED, as_of__gte=moment, as_of__lte=now + CLOCKS_MAY_DIFFER)
+        return fresh.order_by("as_of", "pk").last()
 
 
 class ExpiryRun(models.Model):
     """One run of ``expire_trials``: the ledger that tells whether, how and how fast trials were expired.
 
-    ``as_of`` is the moment the rule was applied to, read from the caller's clock. ``started``, ``heartbeat`` and
-    ``finished`` come from the database's clock, so that a run spread over several hosts is measured by one.
+    ``as_of`` is the moment the rule was applied to, read from the caller's clock. ``cutoff`` is decided with it, once:
+    every slice obeys it, whatever ``TRIAL_GRACE_DAYS`` its worker has. ``started``, ``heartbeat`` and ``finished`` come
+    from the database's clock, so that a run spread over several hosts is measured by one.
 
     The counts are written in the transactions that they count, so for every run, at every moment::
 
@@ -55,6 +91,10 @@ class ExpiryRun(models.Model):
     path = models.CharField(max_length=10, choices=Path)
     status = models.CharField(max_length=12, choices=Status, default=Status.RUNNING)
     as_of = models.DateTimeField(help_text="Trials that had ended, grace included, by this moment were due.")
+    cutoff = DerivedDateTimeField(
+        blank=True,
+        help_text="Trials that ended before this moment were due: as of, less the grace at that time.",
+    )
     started = models.DateTimeField(db_default=Now())
     heartbeat = models.DateTimeField(db_default=Now(), help_text="When the run last committed a slice.")
     finished = models.DateTimeField(null=True, blank=True)
@@ -108,25 +148,9 @@ class ExpiryRun(models.Model):
     def __str__(self) -> str:
         return f"run {self.pk} by {self.path}, {self.status}"
 
-
-if TYPE_CHECKING:
-    DateTimeField = models.DateTimeField[str | datetime | Combinable | None, datetime]
-else:
-    DateTimeField = models.DateTimeField
-
-
-class TrialEndField(DateTimeField):
-    """A moment that, when not given, is ``created`` plus ``TRIAL_DAYS`` from then on.
-
-    A field's ``pre_save`` serves ``bulk_create`` as well, which a model's ``save()`` would not.
-    """
-
-    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
-        """Fill in the end of the trial where it is missing."""
-        account = cast("Account", model_instance)
-        if getattr(account, self.attname) is None:
-            setattr(account, self.attname, account.created + timedelta(days=settings.TRIAL_DAYS))
-        return super().pre_save(model_instance, add)
+    def default_cutoff(self) -> datetime:
+        """``as_of`` less the grace."""
+        return grace_cutoff(self.as_of)
 
 
 class AccountQuerySet(models.QuerySet["Account"]):
@@ -138,7 +162,11 @@ class AccountQuerySet(models.QuerySet["Account"]):
         This is the rule, in its only place. An account never extended is due when it was created more than
         ``TRIAL_DAYS + TRIAL_GRACE_DAYS`` days before ``now``: 61 days by default, exactly 61 not yet.
         """
-        return self.filter(status=Account.Status.TRIALING).over(now)
+        return self.due_before(grace_cutoff(now))
+
+    def due_before(self, cutoff: datetime) -> Self:
+        """Trialing accounts whose trial ended before ``cutoff``: what a run expires, by the cutoff it recorded."""
+        return self.filter(status=Account.Status.TRIALING).ended_before(cutoff)
 
     def any_due(self, now: datetime) -> bool:
         """Whether there are accounts for which the rule holds: the first entry of the index tells.
@@ -148,9 +176,13 @@ class AccountQuerySet(models.QuerySet["Account"]):
         """
         return self.due(now).aggregate(first=models.Min("trial_ends_at"))["first"] is not None
 
-    def over(self, now: datetime) -> Self:
-        """Accounts in any status whose trial ended more than ``TRIAL_GRACE_DAYS`` before ``now``."""
-        return self.filter(trial_ends_at__lt=now - timedelta(days=settings.TRIAL_GRACE_DAYS))
+    def ended_before(self, cutoff: datetime) -> Self:
+        """Accounts in any status whose trial ended before ``cutoff``; never one whose end no calendar has."""
+        return self.filter(trial_ends_at__gte=EARLIEST_END, trial_ends_at__lt=cutoff)
+
+    def off_calendar(self) -> Self:
+        """Trialing accounts whose trial ends at no moment of the years 1 to 9999. No run can judge them."""
+        return self.filter(status=Account.Status.TRIALING).exclude(trial_ends_at__range=(EARLIEST_END, LATEST_END))
 
     def still_expired_by(self, run: ExpiryRun) -> Self:
         """Accounts that ``run`` expired and that are expired to this day: those that an undo puts back on trial."""
@@ -182,7 +214,7 @@ class Account(models.Model):
     user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="account")
     status = models.CharField(max_length=13, choices=Status, default=Status.TRIALING)
     created = models.DateTimeField(default=timezone.now)
-    trial_ends_at = TrialEndField(
+    trial_ends_at = DerivedDateTimeField(
         blank=True,
         help_text="Left empty: TRIAL_DAYS after creation. A later change of TRIAL_DAYS does not move it.",
     )
@@ -224,10 +256,19 @@ class Account(models.Model):
                 condition=~Q(status="trialing") | Q(trial_expired_at=None, expiry_run=None),
                 name="accounts_account_trialing_not_expired",
             ),
+            # PostgreSQL's infinity, and moments before year 1 or after 9999, would stop every query that reads them.
+            models.CheckConstraint(
+                condition=Q(trial_ends_at__gte=EARLIEST_END, trial_ends_at__lte=LATEST_END),
+                name="accounts_account_trial_end_on_calendar",
+            ),
         ]
 
     def __str__(self) -> str:
         return f"account {self.pk}, {self.status}"
+
+    def default_trial_ends_at(self) -> datetime:
+        """``TRIAL_DAYS`` after creation."""
+        return self.created + timedelta(days=settings.TRIAL_DAYS)
 
 
 class NoticeQuerySet(models.QuerySet["Notice"]):

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,9 @@ from django.db import InterfaceError, OperationalError
 from django.dispatch import receiver
 from django.utils import timezone
 
-from accounts import notices, services
+from accounts import ledger, notices, services
 from accounts.models import ExpiryRun, Notice
-from accounts.services import Slice
+from accounts.slices import Slice
 
 if TYPE_CHECKING:
     AnyTask = Task[..., Any]
@@ -58,7 +57,7 @@ class PartOfARun(RedeliveredTask):
 def fail_its_run(sender: Any, exception: Exception, kwargs: Mapping[str, Any], **_: Any) -> None:
     """Write the error into the ledger. A signal, because ``on_failure`` is not called when the process was killed."""
     if isinstance(sender, PartOfARun):
-        services.fail_run(run_id=kwargs["run_id"], error=exception)
+        ledger.fail_run(run_id=kwargs["run_id"], error=exception)
 
 
 @shared_task(name="accounts.expire_trials", base=RetriedTask, bind=True, ignore_result=True)
@@ -77,50 +76,27 @@ def expire_trials(self: RetriedTask, *, batch_size: int = services.BATCH_SIZE, m
 def spread(run: ExpiryRun, slices: Sequence[Slice]) -> None:
     """Run a single slice here; several as tasks on whichever worker is free, closed by ``finish_run``."""
     if len(slices) <= 1:
-        services.in_turn(run, slices)
+        services.run_in_turn(run, slices)
     else:
         chord(
-            [
-                expire_slice.si(run_id=run.pk, after=share[0].after, cuts=[part.upto for part in share])
-                for share in shares(slices)
-            ],
+            [expire_slice.si(run_id=run.pk, first=keys.first, last=keys.last) for keys in slices],
             finish_run.si(run_id=run.pk),
         ).delay()
 
 
-MOST_SLICES_TOGETHER = 4
-"""Slices in one message: half a second of work. Not more than ``max_retries``, see ``expire_slice``."""
+@shared_task(name="accounts.expire_slice", base=PartOfARun)
+def expire_slice(*, run_id: int, first: Any, last: Any) -> int:
+    """Expire one slice of a run: the due accounts with keys from ``first`` to ``last``.
 
-
-def shares(slices: Sequence[Slice]) -> list[Sequence[Slice]]:
-    """What goes into a message each: one slice or, in a backlog, several neighbours.
-
-    A message costs about a tenth of what a slice does. There are still enough of them to keep 16 processes busy.
+    How many accounts, the result, only tells the chord that the slice is done.
     """
-    together = max(1, min(MOST_SLICES_TOGETHER, len(slices) // 16))
-    return [slices[first : first + together] for first in range(0, len(slices), together)]
-
-
-@shared_task(name="accounts.expire_slice", base=PartOfARun, bind=True)
-def expire_slice(self: PartOfARun, *, run_id: int, after: int, cuts: Sequence[int]) -> int:
-    """Expire one slice of a run, or several neighbours, each still in a transaction of its own.
-
-    How many accounts, the result, only tells the chord that the slices are done.
-
-    Args:
-        after: the first slice begins above this key.
-        cuts: the last key of each slice.
-    """
-    slices = [Slice(after=lower, upto=upper) for lower, upper in pairwise([after, *cuts])]
-    # A slice that kills its process must not keep its neighbours from their turn: every retry begins with another.
-    first = (self.request.retries or 0) % len(slices)
-    return services.expire_slices(run=ExpiryRun.objects.get(pk=run_id), slices=slices[first:] + slices[:first])
+    return services.expire_slice(run=ExpiryRun.objects.get(pk=run_id), keys=Slice(first, last))
 
 
 @shared_task(name="accounts.finish_run", base=PartOfARun, ignore_result=True)
 def finish_run(*, run_id: int) -> None:
     """Close a run whose slices are all done."""
-    services.finish_run(run_id=run_id)
+    ledger.finish_run(run_id=run_id)
 
 
 # --- Notices. With settings.TRIAL_NOTICES off, none of this does anything. ---
@@ -141,7 +117,7 @@ TICK_SECONDS = 55 * 60
 """A lane ends by then: the next tick brings new ones."""
 
 
-@receiver(services.trials_expired)
+@receiver(ledger.trials_expired)
 def tell_whom_a_run_expired(run: ExpiryRun, **_: Any) -> None:
     """Send the mails soon after a run by Celery expired somebody. Should this message get lost, the next tick does."""
     if settings.TRIAL_NOTICES and run.path == ExpiryRun.Path.CELERY and run.expired_count:

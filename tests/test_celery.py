@@ -12,7 +12,6 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTa
 
 from accounts import tasks
 from accounts.models import Account, ExpiryRun
-from accounts.services import Slice
 from project.celery import app
 from sandbox.servers import wait_for
 from tests.conftest import Process, Send
@@ -111,18 +110,6 @@ def test_beat_picks_the_schedule_up_from_the_database_and_several_slices_go_out_
     assert (run.slice_count, run.expired_count) == (67, 200)
     assert Account.objects.filter(expiry_run=run, status=Account.TRIAL_EXPIRED).count() == 200
     assert "Connection to broker lost" not in (tmp_path / "worker.log").read_text()
-
-
-@pytest.mark.parametrize(("count", "messages"), [(2, 2), (31, 31), (32, 16), (64, 16), (100, 25)])
-def test_in_a_backlog_slices_share_a_message_and_there_are_still_enough_for_many_workers(
-    count: int, messages: int
-) -> None:
-    slices = [Slice(after=key, upto=key + 1) for key in range(count)]
-
-    shares = tasks.shares(slices)
-
-    assert len(shares) == messages
-    assert [part for share in shares for part in share] == slices
 
 
 def test_a_worker_runs_a_single_slice_in_the_task_itself_and_the_fuse_fails_the_task_which_says_why(

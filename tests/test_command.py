@@ -17,7 +17,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts import services
+from accounts import ledger
 from accounts.management.commands.expire_trials import Command
 from accounts.models import Account, ExpiryRun
 from sandbox.servers import wait_for
@@ -300,7 +300,7 @@ def test_killed_half_way_it_leaves_a_true_ledger_and_the_next_run_finishes_the_w
     assert 0 < dead.expired_count < 2000
     assert dead.expired_count == Account.objects.filter(status=Account.TRIAL_EXPIRED).count()
 
-    ExpiryRun.objects.update(heartbeat=dead.heartbeat - services.SILENT_FOR)  # ten minutes later
+    ExpiryRun.objects.update(heartbeat=dead.heartbeat - ledger.SILENT_FOR)  # ten minutes later
     assert run().endswith(f"Expired {2000 - dead.expired_count} trial(s)\n")
     dead.refresh_from_db()
     assert dead.status == ExpiryRun.Status.INTERRUPTED

@@ -14,6 +14,7 @@ from django.db.models import Sum
 
 from accounts import services
 from accounts.models import Account, ExpiryRun, Notice
+from accounts.slices import ATTEMPTS, plan
 from sandbox.servers import wait_for
 from tests.factories import AccountFactory, make_accounts
 
@@ -112,7 +113,7 @@ def test_several_runs_at_once_expire_every_account_exactly_once(now: datetime) -
 def test_a_payment_under_way_when_its_slice_comes_is_not_expired(
     now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "ROW_LOCK_TIMEOUT", "20s")
+    monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")
     account = overdue(now)
     other.execute("UPDATE accounts_account SET status = 'active' WHERE id = %s", [account.pk])
 
@@ -128,16 +129,14 @@ def test_a_payment_under_way_when_its_slice_comes_is_not_expired(
 def test_a_payment_that_comes_while_its_slice_is_under_way_waits_for_it_and_wins(
     now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "ROW_LOCK_TIMEOUT", "20s")
+    monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")
     account = overdue(now)
     # Sitting on the run's row keeps the slice from committing, after it has updated the account.
-    run = expire(now - timedelta(days=365))
-    ExpiryRun.objects.update(status=ExpiryRun.Status.RUNNING, finished=None, as_of=now)
-    run.refresh_from_db()
-    slices, _ = services.plan_slices(Account.objects.due(now), batch_size=10)
+    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
+    slices, _ = plan(Account.objects.due(now), size=10)
     other.execute("SELECT FROM accounts_expiryrun FOR UPDATE")
 
-    with meanwhile(lambda: services.expire_slice(run=run, part=slices[0])) as expired:
+    with meanwhile(lambda: services.expire_slice(run=run, keys=slices[0])) as expired:
         wait_until_blocked('UPDATE "accounts_expiryrun"')
         with meanwhile(lambda: services.activate(account_id=account.pk)) as paid:
             wait_until_blocked('UPDATE "accounts_account"')
@@ -163,15 +162,32 @@ def test_whoever_sits_on_a_due_account_delays_only_that_account(now: datetime, o
     assert_ledger_is_true()
 
 
+def test_a_payer_waits_for_one_slice_when_the_ledger_is_locked(now: datetime, other: Sql) -> None:
+    account = overdue(now)
+    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
+    (keys,), _ = plan(Account.objects.due(now), size=10)
+    other.execute("SELECT FROM accounts_expiryrun FOR UPDATE")
+
+    with meanwhile(lambda: services.expire_slice(run=run, keys=keys)) as expired:
+        wait_until_blocked('UPDATE "accounts_expiryrun"')
+        # The lock on the ledger is still held: it is the slice that gives way, and soon.
+        assert services.activate(account_id=account.pk)
+        other.commit()
+
+    account.refresh_from_db()
+    assert (expired, account.status) == ([0], Account.ACTIVE)
+    assert_ledger_is_true()
+
+
 def test_a_table_locked_for_long_fails_the_run_within_bounded_time(
     now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "TABLE_LOCK_TIMEOUT", "300ms")
+    monkeypatch.setattr("accounts.slices.PAUSE", 0.01)
     account = overdue(now)
 
     def lock_the_table(run: ExpiryRun, slices: Any) -> None:
         other.execute("LOCK TABLE accounts_account IN SHARE ROW EXCLUSIVE MODE")
-        services.in_turn(run, slices)
+        services.run_in_turn(run, slices)
 
     with pytest.raises(DatabaseError, match="lock timeout"):
         expire(now, run_slices=lock_the_table)
@@ -184,7 +200,7 @@ def test_a_table_locked_for_long_fails_the_run_within_bounded_time(
 
 
 def test_a_deadlock_is_tried_again(now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "ROW_LOCK_TIMEOUT", "20s")
+    monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")
     first, second = overdue(now), overdue(now)
     other.execute("SET deadlock_timeout = '20s'")  # so that ours is the one that is cancelled
     other.execute("SELECT FROM accounts_account WHERE id = %s FOR UPDATE", [second.pk])
@@ -199,7 +215,7 @@ def test_a_deadlock_is_tried_again(now: datetime, other: Sql, monkeypatch: pytes
 
 
 def test_a_serialization_failure_is_tried_again(now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "ROW_LOCK_TIMEOUT", "20s")
+    monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")
     account = overdue(now)
     other.execute("UPDATE accounts_account SET created = created WHERE id = %s", [account.pk])
 
@@ -227,7 +243,7 @@ def test_what_never_stops_deadlocking_fails_the_run_after_a_few_attempts(now: da
             expire(now)
         with connection.cursor() as cursor:
             cursor.execute("SELECT last_value FROM attempts")
-            assert cursor.fetchone() == (services.ATTEMPTS,)
+            assert cursor.fetchone() == (ATTEMPTS,)
     finally:
         with connection.cursor() as cursor:
             cursor.execute("DROP SEQUENCE attempts")
@@ -260,7 +276,7 @@ def test_a_lost_connection_ends_the_run_at_once_and_the_next_takes_the_rest(now:
             other.execute("SELECT pg_terminate_backend(%s, 10000)", cursor.fetchone())
 
     with pytest.raises(DatabaseError):
-        expire(now, batch_size=2, run_slices=partial(services.in_turn, after_slice=cut_the_connection))
+        expire(now, batch_size=2, run_slices=partial(services.run_in_turn, after_slice=cut_the_connection))
 
     run = ExpiryRun.objects.get()
     assert (run.status, run.expired_count) == (ExpiryRun.Status.FAILED, 2)

@@ -11,7 +11,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 from django.utils import timezone
 
-from accounts import health, services
+from accounts import health, ledger, services
 from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue
 from tests.conftest import ManagePy
@@ -69,7 +69,7 @@ def test_a_refused_run_is_a_problem_at_once_until_a_run_succeeds_and_says_why(no
 def test_the_last_words_of_a_run_that_was_undone_are_no_problem(now: datetime) -> None:
     expire(now)
     failed = ExpiryRun.objects.create(path=ExpiryRun.Path.COMMAND, as_of=now)
-    services.fail_run(run_id=failed.pk, error=RuntimeError("the lights went out"))
+    ledger.fail_run(run_id=failed.pk, error=RuntimeError("the lights went out"))
     services.undo_run(run=failed, now=now, by="me")
 
     assert health.problems(now=now + 3.5 * HOUR, max_age=3 * HOUR) == [

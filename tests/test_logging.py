@@ -10,7 +10,7 @@ import pytest
 from django.db import DatabaseError
 from django.utils import timezone
 
-from accounts import services
+from accounts import ledger, services
 from accounts.log import Fields
 from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue
@@ -111,7 +111,7 @@ def test_every_other_end_of_a_run_is_one_line_too(now: datetime, caplog: pytest.
             with pytest.raises(type(error)):
                 expire(now, run_slices=raise_error)
         dead = expire(now, run_slices=lambda run, slices: None)
-        ExpiryRun.objects.filter(pk=dead.pk).update(heartbeat=dead.heartbeat - services.SILENT_FOR)
+        ExpiryRun.objects.filter(pk=dead.pk).update(heartbeat=dead.heartbeat - ledger.SILENT_FOR)
         undone = expire(now)
         services.undo_run(run=undone, now=now, by="ann@example.com")
 
@@ -147,8 +147,8 @@ def test_a_slice_that_fails_is_a_line_that_quotes_nothing_of_the_database(
         "message": "slice_failed",
         "run": run.pk,
         "path": "command",
-        "after": poison.pk - 2,
-        "upto": poison.pk,
+        "first": poison.pk - 1,
+        "last": poison.pk,
         "attempt": 1,
         "error": "IntegrityError",
         "sqlstate": "23505",

@@ -14,7 +14,7 @@ from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from accounts import notices, services, tasks
+from accounts import ledger, notices, services, tasks
 from accounts.models import ExpiryRun, Notice
 from project.celery import app
 from sandbox.mail_server import Mailbox, mail_server
@@ -104,11 +104,11 @@ def test_switched_off_an_expiry_asks_the_database_exactly_what_it_asks_without_a
         return len(queries)
 
     with_it = queries_of_a_run()
-    assert services.trials_expired.disconnect(tasks.tell_whom_a_run_expired)
+    assert ledger.trials_expired.disconnect(tasks.tell_whom_a_run_expired)
     try:
         assert queries_of_a_run() == with_it
     finally:
-        services.trials_expired.connect(tasks.tell_whom_a_run_expired)
+        ledger.trials_expired.connect(tasks.tell_whom_a_run_expired)
 
 
 @pytest.mark.django_db

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 
-from accounts import services
+from accounts import ledger, services
 from accounts.models import Account, ExpiryRun
-from accounts.services import Slice
+from accounts.slices import Slice
 from tests.factories import AccountFactory
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -77,13 +77,14 @@ class World:
     accounts: list[ModelAccount] = field(default_factory=list)
     slices: list[tuple[ExpiryRun, Slice]] = field(default_factory=list)
     runs: list[ExpiryRun] = field(default_factory=list)
+    finished: set[int] = field(default_factory=set)
     expired: dict[int, int] = field(default_factory=dict)
     undone: dict[int, int] = field(default_factory=dict)  # of the runs that were undone
     extended: dict[int, int] = field(default_factory=dict)  # one by one, after they expired
 
     def plan(self, batch_size: int) -> None:
         def keep(run: ExpiryRun, slices: Any) -> None:
-            self.slices += [(run, part) for part in slices]
+            self.slices += [(run, keys) for keys in slices]
 
         run = services.expire_trials(path=ExpiryRun.Path.CELERY, now=self.now, batch_size=batch_size, run_slices=keep)
         self.begin(run)
@@ -94,18 +95,22 @@ class World:
 
     def slice(self, number: int) -> None:
         if self.slices:
-            run, part = self.slices[number % len(self.slices)]
-            services.expire_slice(run=run, part=part)
-            self.expect_expired(run, part.after, part.upto)
+            run, keys = self.slices[number % len(self.slices)]
+            services.expire_slice(run=run, keys=keys)
+            if run.pk not in self.finished:
+                self.expect_expired(run, keys)
 
     def finish(self, number: int) -> None:
         if self.runs:
-            services.finish_run(run_id=self.runs[number % len(self.runs)].pk)
+            run = self.runs[number % len(self.runs)]
+            ledger.finish_run(run_id=run.pk)
+            self.finished.add(run.pk)
 
     def run(self, batch_size: int) -> None:
         run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=self.now, batch_size=batch_size)
         self.begin(run)
-        self.expect_expired(run, 0, max(account.pk for account in self.accounts))
+        self.expect_expired(run, Slice(0, max(account.pk for account in self.accounts)))
+        self.finished.add(run.pk)
 
     def undo(self, number: int, days: int | None = None) -> None:
         if not self.runs:
@@ -123,12 +128,12 @@ class World:
     def undo_and_extend(self, number: int) -> None:
         self.undo(number, days=3)
 
-    def expect_expired(self, run: ExpiryRun, after: int, upto: int) -> None:
+    def expect_expired(self, run: ExpiryRun, keys: Slice) -> None:
         if run.pk in self.undone:
             return
         for account in self.accounts:
             over = account.ends < run.as_of - timedelta(days=1)
-            if after < account.pk <= upto and account.status == "trialing" and over:
+            if keys.first <= account.pk <= keys.last and account.status == "trialing" and over:
                 account.status, account.run = "trial_expired", run.pk
                 self.expired[run.pk] += 1
 

@@ -9,9 +9,10 @@ from django.db import DatabaseError
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts import notices, services
+from accounts import ledger, notices, services
+from accounts.ledger import prune_ledger
 from accounts.models import ExpiryRun, Notice
-from accounts.retention import prune_ledger, prune_notices
+from accounts.retention import prune_notices
 from tests.factories import AccountFactory, NoticeFactory, make_accounts
 
 pytestmark = pytest.mark.django_db
@@ -94,7 +95,7 @@ def test_every_run_that_succeeds_prunes(now: datetime) -> None:
 def test_a_ledger_that_cannot_be_pruned_does_not_fail_the_run(
     now: datetime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(services, "prune_ledger", Mock(side_effect=DatabaseError("no")))
+    monkeypatch.setattr(ledger, "prune_ledger", Mock(side_effect=DatabaseError("no")))
 
     assert expire(now).status == ExpiryRun.Status.SUCCEEDED
 

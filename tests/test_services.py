@@ -1,19 +1,21 @@
 """The service function by itself: rule, slices, fuse, ledger, signal; and the verbs that change one account."""
 
+import re
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from datetime import datetime, timedelta
-from itertools import pairwise
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import IntegrityError, OperationalError, connection
 from django.db.models import Sum
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from accounts import services
+from accounts import health, ledger, services
 from accounts.models import Account, ExpiryRun
-from accounts.services import Slice, TooManyDue
+from accounts.services import TooManyDue, WrongClock
+from accounts.slices import Slice
 from tests.factories import AccountFactory, make_accounts
 
 pytestmark = pytest.mark.django_db
@@ -34,9 +36,9 @@ def received() -> Iterator[list[ExpiryRun]]:
     def receive(run: ExpiryRun, **_: object) -> None:
         runs.append(run)
 
-    services.trials_expired.connect(receive)
+    ledger.trials_expired.connect(receive)
     yield runs
-    services.trials_expired.disconnect(receive)
+    ledger.trials_expired.disconnect(receive)
 
 
 # --- What a run does ---
@@ -103,26 +105,8 @@ def test_a_second_run_is_a_no_op_and_recorded(now: datetime) -> None:
 def test_finding_nothing_takes_a_handful_of_queries(
     now: datetime, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
-    with django_assert_max_num_queries(7):
+    with django_assert_max_num_queries(8):
         expire(now)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 100])
-@pytest.mark.parametrize("every", [1, 2, 4])
-def test_slices_cover_every_due_account_once_and_are_never_larger_than_the_batch(
-    now: datetime, batch_size: int, every: int
-) -> None:
-    for number in range(4 * every):
-        status = Account.ACTIVE if number % every else Account.TRIALING
-        AccountFactory.create(created=now - LONG_AGO, status=status)
-    due = Account.objects.due(now)
-
-    slices, due_count = services.plan_slices(due, batch_size=batch_size)
-
-    sizes = [due.filter(pk__gt=part.after, pk__lte=part.upto).count() for part in slices]
-    assert due_count == sum(sizes) == 4
-    assert max(sizes) <= batch_size
-    assert all(earlier.upto == later.after for earlier, later in pairwise(slices))
 
 
 def test_a_slice_touches_only_its_own_accounts(now: datetime) -> None:
@@ -130,7 +114,7 @@ def test_a_slice_touches_only_its_own_accounts(now: datetime) -> None:
     accounts = list(Account.objects.order_by("pk"))
 
     def only_the_middle_one(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        assert services.expire_slice(run=run, part=slices[1]) == 2
+        assert services.expire_slice(run=run, keys=slices[1]) == 2
 
     run = expire(now, batch_size=2, run_slices=only_the_middle_one)
 
@@ -140,7 +124,7 @@ def test_a_slice_touches_only_its_own_accounts(now: datetime) -> None:
 def test_an_account_created_after_the_plan_does_not_hide_one_that_was_planned(now: datetime) -> None:
     def with_a_newcomer(run: ExpiryRun, slices: Sequence[Slice]) -> None:
         AccountFactory.create(created=now)
-        services.in_turn(run, slices)
+        services.run_in_turn(run, slices)
 
     make_accounts(3, ended=10 * DAY, now=now)
 
@@ -202,13 +186,121 @@ def test_the_setting_is_the_fuse_and_an_argument_overrides_it(now: datetime, set
     assert expire(now, max_accounts=3).expired_count == 3
 
 
+# --- The clock and the calendar ---
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("ahead", [timedelta(days=30), timedelta(days=-30), timedelta(minutes=6)], ids=str)
+def test_a_wrong_clock_is_refused_names_both_and_changes_nothing(
+    now: datetime, ahead: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_accounts(3, ended=10 * DAY, now=now)
+    here = datetime.now(UTC) + ahead
+    monkeypatch.setattr(timezone, "now", lambda: here)
+
+    with pytest.raises(WrongClock) as refusal:
+        expire(now)
+
+    run = ExpiryRun.objects.get()
+    assert run.error == str(refusal.value)
+    assert re.fullmatch(
+        rf"Refused: the clock of this machine says {here:%Y-%m-%d %H:%M:%S} UTC and that of the database "
+        r"20\d\d-[-: \d]{14} UTC\. Nothing was changed\. Set the clock that is wrong, and run it again\.",
+        run.error,
+    )
+    assert (run.status, run.expired_count) == (ExpiryRun.Status.REFUSED, 0)
+    assert not Account.objects.filter(status=Account.TRIAL_EXPIRED).exists()
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=4), timedelta(minutes=-4)], ids=str)
+def test_clocks_may_differ_by_a_few_minutes(now: datetime, ahead: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_accounts(3, ended=10 * DAY, now=now)
+    here = datetime.now(UTC) + ahead
+    monkeypatch.setattr(timezone, "now", lambda: here)
+
+    assert expire(now).expired_count == 3
+
+
+def test_a_run_of_the_future_is_no_fresh_success(now: datetime) -> None:
+    expire(now + 30 * DAY)
+
+    assert ExpiryRun.objects.succeeded_since(now - DAY, now=now) is None
+
+    fresh = expire(now)
+    assert ExpiryRun.objects.succeeded_since(now - DAY, now=now) == fresh
+
+
+def test_a_slice_obeys_the_grace_that_the_run_recorded(now: datetime, settings: Settings) -> None:
+    make_accounts(2, ended=timedelta(days=10), now=now)
+    make_accounts(2, ended=timedelta(hours=12), now=now)
+
+    def on_a_worker_without_grace(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+        settings.TRIAL_GRACE_DAYS = 0
+        run = ExpiryRun.objects.get(pk=run.pk)
+        everybody = Slice(slices[0].first, Account.objects.latest("pk").pk)
+        assert services.expire_slice(run=run, keys=everybody) == 2
+
+    run = expire(now, max_accounts=2, run_slices=on_a_worker_without_grace)
+
+    assert (run.cutoff, run.expired_count) == (now - DAY, 2)
+
+
+ENDS_ON_NO_CALENDAR = ["-infinity", "infinity", "0044-03-15 BC", "10000-01-01"]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("end", ENDS_ON_NO_CALENDAR)
+def test_the_database_refuses_a_trial_end_of_no_calendar(now: datetime, end: str) -> None:
+    account = AccountFactory.create()
+
+    with pytest.raises(IntegrityError, match="accounts_account_trial_end_on_calendar"), connection.cursor() as cursor:
+        cursor.execute("UPDATE accounts_account SET trial_ends_at = %s WHERE id = %s", [end, account.pk])
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("end", ENDS_ON_NO_CALENDAR)
+def test_a_row_that_has_one_nevertheless_is_skipped_and_reported(now: datetime, end: str) -> None:
+    make_accounts(3, ended=10 * DAY, now=now)
+    broken = Account.objects.order_by("pk")[1]
+    with connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # or the table could not be altered in this transaction
+        cursor.execute("ALTER TABLE accounts_account DROP CONSTRAINT accounts_account_trial_end_on_calendar")
+        cursor.execute("UPDATE accounts_account SET trial_ends_at = %s WHERE id = %s", [end, broken.pk])
+
+    run = expire(now, batch_size=1)
+
+    assert (run.due_count, run.expired_count) == (2, 2)
+    (problem,) = health.problems(now=now, max_age=DAY)
+    assert problem == (
+        f"1 account(s), such as {broken.pk}, have a trial end outside the years 1 to 9999. No run expires them: give "
+        "them another trial end."
+    )
+
+
+def test_a_trial_can_end_on_the_last_day_and_is_extended_no_further(now: datetime) -> None:
+    account = AccountFactory.create(trial_ends_at=datetime(9999, 12, 31, tzinfo=UTC))
+
+    assert not services.extend_trial(account_id=account.pk, days=1, now=now)
+
+
+def test_a_long_error_is_cut_and_stored_without_control_characters(now: datetime) -> None:
+    run = ExpiryRun.objects.create(path=ExpiryRun.Path.COMMAND, as_of=now)
+
+    ledger.fail_run(run_id=run.pk, error=RuntimeError("a\x00b\x1b[31m\n" + "x" * 10_000_000))
+
+    run.refresh_from_db()
+    assert (run.status, len(run.error)) == (ExpiryRun.Status.FAILED, 2000)
+    assert run.error.startswith("RuntimeError: a b [31m xxx")
+
+
 # --- Slices that go their own ways ---
 
 
 def test_a_slice_that_runs_twice_and_late_counts_nothing_twice(now: datetime) -> None:
     def twice_and_late(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        services.in_turn(run, [*slices, *reversed(slices)])
-        assert services.expire_slice(run=run, part=slices[0]) == 0
+        for keys in [*slices, *reversed(slices)]:
+            services.expire_slice(run=run, keys=keys)
+        ledger.finish_run(run_id=run.pk)
 
     make_accounts(6, ended=10 * DAY, now=now)
 
@@ -231,9 +323,9 @@ def test_an_account_that_changes_before_its_slice_is_not_expired(
     last = AccountFactory.create(created=now - timedelta(days=62))
 
     def with_a_change_between(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        services.expire_slice(run=run, part=slices[0])
+        services.expire_slice(run=run, keys=slices[0])
         assert change(last)
-        services.in_turn(run, slices[1:])
+        services.run_in_turn(run, slices[1:])
 
     run = expire(now, batch_size=1, run_slices=with_a_change_between)
 
@@ -257,7 +349,7 @@ def test_a_payment_after_the_slice_wins_too_and_the_account_remembers_the_run(no
 
 def test_a_run_that_fails_is_recorded_with_its_error_and_keeps_what_it_did(now: datetime) -> None:
     def fail_after_one(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        services.expire_slice(run=run, part=slices[0])
+        services.expire_slice(run=run, keys=slices[0])
         raise RuntimeError("the lights went out")
 
     make_accounts(4, ended=10 * DAY, now=now)
@@ -314,7 +406,7 @@ def left_to_others(run: ExpiryRun, slices: Sequence[Slice]) -> None:
 def test_a_silent_run_is_marked_interrupted_by_the_next_and_its_accounts_are_taken(now: datetime) -> None:
     make_accounts(2, ended=10 * DAY, now=now)
     dead = expire(now, run_slices=left_to_others)
-    ExpiryRun.objects.update(heartbeat=dead.heartbeat - services.SILENT_FOR)
+    ExpiryRun.objects.update(heartbeat=dead.heartbeat - ledger.SILENT_FOR)
 
     assert expire(now).expired_count == 2
 
@@ -335,8 +427,8 @@ def test_a_run_that_still_gives_signs_of_life_is_left_alone(now: datetime) -> No
 
 def test_every_slice_is_a_sign_of_life(now: datetime) -> None:
     def one_slice_after_a_long_wait(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        ExpiryRun.objects.update(heartbeat=run.started - services.SILENT_FOR)
-        services.expire_slice(run=run, part=slices[0])
+        ExpiryRun.objects.update(heartbeat=run.started - ledger.SILENT_FOR)
+        services.expire_slice(run=run, keys=slices[0])
 
     make_accounts(2, ended=10 * DAY, now=now)
     running = expire(now, batch_size=1, run_slices=one_slice_after_a_long_wait)
@@ -349,10 +441,10 @@ def test_every_slice_is_a_sign_of_life(now: datetime) -> None:
 
 def test_a_run_taken_for_dead_that_finishes_after_all_has_succeeded(now: datetime) -> None:
     slow = expire(now, run_slices=left_to_others)
-    ExpiryRun.objects.update(heartbeat=slow.heartbeat - services.SILENT_FOR)
+    ExpiryRun.objects.update(heartbeat=slow.heartbeat - ledger.SILENT_FOR)
     expire(now)
 
-    assert services.finish_run(run_id=slow.pk)
+    assert ledger.finish_run(run_id=slow.pk)
 
     slow.refresh_from_db()
     assert (slow.status, slow.error) == (ExpiryRun.Status.SUCCEEDED, "")
@@ -365,7 +457,7 @@ def test_the_signal_is_sent_once_with_the_finished_run(now: datetime, received: 
     make_accounts(2, ended=10 * DAY, now=now)
 
     run = expire(now)
-    assert not services.finish_run(run_id=run.pk)  # its message delivered twice
+    assert not ledger.finish_run(run_id=run.pk)  # its message delivered twice
 
     assert received == [run]
     assert (received[0].status, received[0].expired_count) == (ExpiryRun.Status.SUCCEEDED, 2)
@@ -375,11 +467,11 @@ def test_a_receiver_that_raises_does_not_fail_the_run(now: datetime, caplog: pyt
     def raise_error(**_: object) -> None:
         raise RuntimeError("mail server away")
 
-    services.trials_expired.connect(raise_error)
+    ledger.trials_expired.connect(raise_error)
     try:
         run = expire(now)
     finally:
-        services.trials_expired.disconnect(raise_error)
+        ledger.trials_expired.disconnect(raise_error)
 
     assert run.status == ExpiryRun.Status.SUCCEEDED
     assert "mail server away" in caplog.text

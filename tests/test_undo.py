@@ -12,9 +12,10 @@ from django.db import DatabaseError, connection
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts import health, services, tasks
+from accounts import health, ledger, services, tasks
 from accounts.models import Account, ExpiryRun
-from accounts.services import Slice, TooManyDue, UndoPreview
+from accounts.services import TooManyDue, UndoPreview
+from accounts.slices import Slice, plan
 from sandbox.servers import wait_for
 from tests.factories import AccountFactory, make_accounts
 from tests.test_concurrency import Sql, meanwhile, other, trigger_on_update, wait_until_blocked
@@ -163,9 +164,9 @@ def test_an_undo_stopped_half_way_is_taken_up_again(now: datetime) -> None:
 
 def test_undoing_a_run_under_way_stops_it(now: datetime) -> None:
     def undo_after_one(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        services.expire_slice(run=run, part=slices[0])
+        services.expire_slice(run=run, keys=slices[0])
         assert undo(run, now) == 2
-        services.in_turn(run, slices)
+        services.run_in_turn(run, slices)
 
     make_accounts(6, ended=10 * DAY, now=now)
     before = rows()
@@ -177,15 +178,13 @@ def test_undoing_a_run_under_way_stops_it(now: datetime) -> None:
     assert rows() == before
 
 
-@pytest.mark.parametrize("status", [ExpiryRun.Status.UNDONE, ExpiryRun.Status.REFUSED])
-def test_a_late_slice_of_a_run_that_is_to_change_nothing_changes_nothing(
-    now: datetime, status: ExpiryRun.Status
-) -> None:
+@pytest.mark.parametrize("status", ["undone", "refused", "succeeded"])
+def test_a_late_slice_of_a_run_that_is_to_change_nothing_changes_nothing(now: datetime, status: str) -> None:
     make_accounts(3, ended=10 * DAY, now=now)
     before = rows()
     run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, status=status, as_of=now, finished=now)
 
-    assert services.expire_slice(run=run, part=Slice(after=0, upto=before[-1]["id"])) == 0
+    assert services.expire_slice(run=run, keys=Slice(first=1, last=before[-1]["id"])) == 0
 
     assert rows() == before
     run.refresh_from_db()
@@ -198,7 +197,7 @@ def test_a_late_slice_of_a_run_that_is_no_longer_in_the_ledger_changes_nothing(n
     gone = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
     ExpiryRun.objects.all().delete()
 
-    assert services.expire_slice(run=gone, part=Slice(after=0, upto=before[-1]["id"])) == 0
+    assert services.expire_slice(run=gone, keys=Slice(first=1, last=before[-1]["id"])) == 0
 
     assert rows() == before
 
@@ -207,8 +206,8 @@ def test_an_undone_run_is_neither_finished_nor_failed_any_more(now: datetime) ->
     run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
     undo(run, now)
 
-    assert not services.finish_run(run_id=run.pk)
-    services.fail_run(run_id=run.pk, error=RuntimeError("late"))
+    assert not ledger.finish_run(run_id=run.pk)
+    ledger.fail_run(run_id=run.pk, error=RuntimeError("late"))
 
     run.refresh_from_db()
     assert (run.status, run.error) == (ExpiryRun.Status.UNDONE, "")
@@ -216,10 +215,10 @@ def test_an_undone_run_is_neither_finished_nor_failed_any_more(now: datetime) ->
 
 def test_a_refused_run_stays_refused(now: datetime) -> None:
     make_accounts(2, ended=10 * DAY, now=now)
-    with pytest.raises(TooManyDue) as refusal:
+    with pytest.raises(TooManyDue):
         expire(now, max_accounts=1)
 
-    assert undo(refusal.value.run, now) == 0
+    assert undo(ExpiryRun.objects.get(), now) == 0
 
     assert ExpiryRun.objects.get().status == ExpiryRun.Status.REFUSED
 
@@ -231,8 +230,9 @@ def test_a_refused_run_stays_refused(now: datetime) -> None:
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"extend_days": 0}, "days must be at least 1, got 0"),
         ({"extend_days": 3651}, "days must be at most 3650, got 3651"),
+        ({"by": "x" * 256}, "by must be at most 255 characters, got 256"),
     ],
-    ids=["naive now", "batch size", "no days", "too many days"],
+    ids=["naive now", "batch size", "no days", "too many days", "long name"],
 )
 def test_a_senseless_argument_is_refused_before_anything_happens(
     now: datetime, arguments: dict[str, Any], message: str
@@ -254,15 +254,15 @@ def test_a_senseless_argument_is_refused_before_anything_happens(
 def test_a_slice_that_the_undo_overtakes_is_rolled_back(
     now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "ROW_LOCK_TIMEOUT", "20s")
+    monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")
     make_accounts(1, ended=10 * DAY, now=now)
     before = rows()
     run = expire(now, run_slices=lambda run, slices: None)
-    (part,), _ = services.plan_slices(Account.objects.due(now), batch_size=10)
+    (part,), _ = plan(Account.objects.due(now), size=10)
     # As undo_run marks it, not yet committed: the slice, its account already updated, waits for this row.
     other.execute("UPDATE accounts_expiryrun SET status = 'undone', finished = now()")
 
-    with meanwhile(lambda: services.expire_slice(run=run, part=part)) as expired:
+    with meanwhile(lambda: services.expire_slice(run=run, keys=part)) as expired:
         wait_until_blocked('UPDATE "accounts_expiryrun"')
         other.commit()
 
@@ -275,7 +275,7 @@ def test_a_slice_that_the_undo_overtakes_is_rolled_back(
 def test_a_payment_under_way_when_the_undo_comes_wins(
     now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "ROW_LOCK_TIMEOUT", "20s")
+    monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")
     make_accounts(2, ended=10 * DAY, now=now)
     run = expire(now)
     payer = Account.objects.order_by("pk")[0]
@@ -333,14 +333,14 @@ def test_undos_payments_and_the_run_itself_at_once_leave_a_true_ledger(now: date
     make_accounts(400, ended=10 * DAY, now=now)
     payers = list(Account.objects.order_by("pk").values_list("pk", flat=True)[::10])
     run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
-    slices, _ = services.plan_slices(Account.objects.due(now), batch_size=7)
+    slices, _ = plan(Account.objects.due(now), size=7)
 
     def undo_once_it_began() -> int:
         wait_for("the run to expire somebody", ExpiryRun.objects.filter(expired_count__gt=0).exists)
         return undo(run, now, batch_size=11)
 
     with (
-        meanwhile(partial(services.in_turn, run, slices)),
+        meanwhile(partial(services.run_in_turn, run, slices)),
         meanwhile(undo_once_it_began) as a,
         meanwhile(undo_once_it_began) as b,
     ):
@@ -456,14 +456,13 @@ def test_there_being_nothing_to_undo_is_said_and_no_error(now: datetime) -> None
 
 def test_a_refused_run_has_nothing_to_undo(now: datetime) -> None:
     make_accounts(2, ended=10 * DAY, now=now)
-    with pytest.raises(TooManyDue) as refusal:
+    with pytest.raises(TooManyDue):
         expire(now, max_accounts=1)
+    run = ExpiryRun.objects.get()
 
-    output, _ = command(refusal.value.run.pk)
+    output, _ = command(run.pk)
 
-    assert output == (
-        f"Nothing to undo: no account is still expired by run {refusal.value.run.pk} by command, refused.\n"
-    )
+    assert output == f"Nothing to undo: no account is still expired by run {run.pk} by command, refused.\n"
 
 
 def test_a_run_under_way_that_has_expired_nobody_yet_is_stopped(now: datetime) -> None:
@@ -499,7 +498,7 @@ def test_a_run_undone_while_the_command_ran_it_ends_the_command_with_an_error(mo
         undo(run, timezone.now(), by="ann")
 
     make_accounts(1, ended=10 * DAY, now=timezone.now())
-    monkeypatch.setattr(services, "in_turn", undo_it_meanwhile)
+    monkeypatch.setattr(services, "run_in_turn", undo_it_meanwhile)
 
     with pytest.raises(CommandError, match=r"^Run \d+ was undone by ann while it was under way\.$"):
         call_command("expire_trials", stdout=StringIO())

@@ -14,7 +14,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
 from accounts import migrations, services
-from accounts.services import AfterSlice
+from accounts.slices import AfterSlice
 
 FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 1, 2, 3, 130
 

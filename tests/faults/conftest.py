@@ -14,7 +14,7 @@ from django.db.models import Count, F
 from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-from accounts import services
+from accounts import ledger
 from accounts.models import Account, ExpiryRun, Notice
 from sandbox.servers import wait_for
 from tests.conftest import Send
@@ -51,7 +51,7 @@ class Customers:
         left running for ever.
         """
         next_run()
-        ExpiryRun.objects.filter(status=ExpiryRun.Status.RUNNING).update(heartbeat=F("heartbeat") - services.SILENT_FOR)
+        ExpiryRun.objects.filter(status=ExpiryRun.Status.RUNNING).update(heartbeat=F("heartbeat") - ledger.SILENT_FOR)
         next_run()
 
         assert self.have_expired()

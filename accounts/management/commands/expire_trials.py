@@ -5,11 +5,10 @@ from datetime import datetime, timedelta
 from math import inf
 from typing import Any
 
-from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from accounts import services
+from accounts import ledger, services
 from accounts.management.base import (
     BAD_INPUT,
     INTERRUPTED,
@@ -21,7 +20,8 @@ from accounts.management.base import (
     refuse_unapplied_migrations,
 )
 from accounts.models import Account, ExpiryRun
-from accounts.services import Slice, TooManyDue
+from accounts.services import RunRefused
+from accounts.slices import Slice
 
 
 class Command(TrialCommand):
@@ -73,12 +73,12 @@ class Command(TrialCommand):
 
         with explained(failed="The run failed", then="What it expired stays expired; the next run takes the rest."):
             refuse_unapplied_migrations()
-            if if_stale is not None and (run := ExpiryRun.objects.succeeded_since(clock - timedelta(hours=if_stale))):
+            if if_stale is not None and (run := fresh_run(timedelta(hours=if_stale))):
                 self.say(f"Nothing to do: a run by {run.path} succeeded at {run.finished:%Y-%m-%d %H:%M} UTC.")
                 return
             self.say("Search for old trial accounts...")
             if dry_run:
-                self.say_what_would_happen(now, limit=max_accounts or settings.TRIAL_EXPIRY_MAX)
+                self.say_what_would_happen(now, limit=services.fuse_limit(max_accounts))
                 return
             self.expire(now, batch_size=batch_size, max_accounts=max_accounts)
 
@@ -97,7 +97,7 @@ class Command(TrialCommand):
                 max_accounts=max_accounts,
                 run_slices=self.run_slices,
             )
-        except TooManyDue as refusal:
+        except RunRefused as refusal:
             raise CommandError(str(refusal), returncode=REFUSED) from None
         except KeyboardInterrupt:
             raise CommandError(
@@ -115,4 +115,10 @@ class Command(TrialCommand):
 
     def run_slices(self, run: ExpiryRun, slices: Sequence[Slice]) -> None:
         with self.progress() as after_slice:
-            services.in_turn(run, slices, after_slice=after_slice)
+            services.run_in_turn(run, slices, after_slice=after_slice)
+
+
+def fresh_run(age: timedelta) -> ExpiryRun | None:
+    """A run that succeeded within that time, by the database's clock."""
+    now = ledger.database_now()
+    return ExpiryRun.objects.succeeded_since(now - age, now=now)

@@ -1,0 +1,194 @@
+"""The ledger: how a run is opened, counted, closed and found dead, the signals, and how long a run is kept.
+
+The verbs of ``accounts.services`` write it; everything else only reads it.
+"""
+
+import logging
+import socket
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import DatabaseError, Error, connection
+from django.db.models import F, Max, Value
+from django.db.models.functions import Coalesce, Greatest, Now
+from django.dispatch import Signal
+from django.utils import timezone
+
+from accounts.log import Fields, one_line
+from accounts.models import ExpiryRun, grace_cutoff
+
+logger = logging.getLogger(__name__)
+
+SILENT_FOR = timedelta(minutes=10)
+"""A run that has committed no slice for this long is taken for dead. If it lives after all, it goes on unharmed."""
+
+LONGEST_ERROR = 2000
+"""Characters of an error that the ledger keeps."""
+
+trials_expired = Signal()
+"""Sent with ``run``, an ExpiryRun, when a run has succeeded; at most once for each run.
+
+A receiver that raises is logged and cannot fail the run. A process that is killed at that moment sends nothing: derive
+what must not be lost from the accounts that point to the run.
+"""
+
+expiry_undone = Signal()
+"""Sent with ``run`` and ``undone``, a number of accounts, when an undo has put accounts back on trial.
+
+Like ``trials_expired``; sent again by a second undo of the same run that puts back more.
+"""
+
+
+def database_now() -> datetime:
+    """The moment by the database's clock, which all processes share."""
+    if connection.vendor != "postgresql":
+        return timezone.now()  # SQLite runs in this process
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        (moment,) = cursor.fetchone()
+    return moment  # type: ignore[no-any-return]
+
+
+def new_run(*, path: ExpiryRun.Path, now: datetime, task_id: str) -> ExpiryRun:
+    """A run that is not stored yet. What it will expire is decided here, once: every slice obeys its ``cutoff``."""
+    return ExpiryRun(path=path, as_of=now, cutoff=grace_cutoff(now), host=socket.gethostname()[:255], task_id=task_id)
+
+
+def refuse(run: ExpiryRun, why: str) -> None:
+    """Store the run as refused."""
+    run.status, run.error, run.finished = ExpiryRun.Status.REFUSED, why, Now()
+    run.save()
+    run.refresh_from_db()
+    log_run(run, logging.WARNING)
+
+
+TAKES_ACCOUNTS = [ExpiryRun.Status.RUNNING, ExpiryRun.Status.INTERRUPTED, ExpiryRun.Status.FAILED]
+"""A run that was taken for dead may live after all, and one that failed has slices that go on. Any other takes no more
+accounts: a message that is redelivered after its run succeeded must not expire accounts put back meanwhile."""
+
+
+def count_expired(run: ExpiryRun, expired: int, locked: timedelta) -> bool:
+    """Add a slice to the run, in the slice's transaction; False when the run takes no more accounts, or is gone."""
+    counted = ExpiryRun.objects.filter(pk=run.pk, status__in=TAKES_ACCOUNTS).update(
+        expired_count=F("expired_count") + expired,
+        longest_slice=Greatest(F("longest_slice"), Value(locked)),
+        heartbeat=Now(),
+    )
+    return counted == 1
+
+
+def count_undone(run: ExpiryRun, undone: int) -> bool:
+    """Add a slice of an undo to the run, in the slice's transaction; False when the run is gone."""
+    return ExpiryRun.objects.filter(pk=run.pk).update(undone_count=F("undone_count") + undone) == 1
+
+
+def mark_undone(run: ExpiryRun, *, by: str) -> None:
+    """From here on no slice of the run expires anybody. A refused run stays refused; who undid it first is kept."""
+    once = ExpiryRun.objects.filter(pk=run.pk).exclude(status__in=[ExpiryRun.Status.REFUSED, ExpiryRun.Status.UNDONE])
+    once.update(status=ExpiryRun.Status.UNDONE, finished=Coalesce("finished", Now()), undone_at=Now(), undone_by=by)
+
+
+def mark_dead_runs_interrupted() -> None:
+    """Close the runs that have been silent for ``SILENT_FOR``.
+
+    Their accounts need no repair: what they expired is counted, and what they left is due for whoever runs next.
+    """
+    silent = ExpiryRun.objects.filter(status=ExpiryRun.Status.RUNNING, heartbeat__lt=Now() - Value(SILENT_FOR))
+    for run in silent:
+        marked = silent.filter(pk=run.pk).update(
+            status=ExpiryRun.Status.INTERRUPTED,
+            finished=F("heartbeat"),
+            error="Died, or lost its last message, before every slice was done. The next run takes what it left.",
+        )
+        if marked:
+            run.refresh_from_db()
+            log_run(run, logging.WARNING)
+
+
+def finish_run(*, run_id: int) -> bool:
+    """Record that every slice of the run was done, and send ``trials_expired``; False when it was closed before.
+
+    Prunes the ledger as well: here, because every run of either path that succeeds ends here.
+    """
+    run = _close(run_id, logging.INFO, ExpiryRun.Status.SUCCEEDED)
+    if run:
+        trials_expired.send_robust(sender=ExpiryRun, run=run)
+        try:
+            prune_ledger()
+        except DatabaseError as error:  # nothing depends on it, and the next run tries again
+            logger.warning(Fields("ledger_not_pruned", error=type(error).__name__))
+    return run is not None
+
+
+def interrupt_run(*, run_id: int) -> None:
+    """Record that the run was stopped by hand."""
+    _close(run_id, logging.INFO, ExpiryRun.Status.INTERRUPTED, "Stopped by a signal.")
+
+
+def fail_run(*, run_id: int, error: BaseException) -> None:
+    """Record that the run failed, and why. What it expired so far remains expired and counted.
+
+    Does not raise: when the database cannot be told, it is logged, and a later run marks this one interrupted.
+    """
+    try:
+        if not connection.in_atomic_block and not connection.is_usable():
+            connection.close()  # it may be what failed the run; the next statement opens another
+        why = one_line(f"{type(error).__name__}: {error}", most=LONGEST_ERROR)
+        _close(run_id, logging.ERROR, ExpiryRun.Status.FAILED, why)
+    except Error as reason:
+        # Without its traceback: cron would mail that, and the caller reports the error itself.
+        logger.error(Fields("failure_not_recorded", run=run_id, error=type(reason).__name__))  # noqa: TRY400
+
+
+def _close(run_id: int, level: int, status: ExpiryRun.Status, error: str = "") -> ExpiryRun | None:
+    # Also out of INTERRUPTED: a run that was only slow, and taken for dead, ends as what it was.
+    still_open = [ExpiryRun.Status.RUNNING, ExpiryRun.Status.INTERRUPTED]
+    closed = ExpiryRun.objects.filter(pk=run_id, status__in=still_open).update(
+        status=status, finished=Now(), error=error
+    )
+    if not closed:
+        return None
+    run = ExpiryRun.objects.get(pk=run_id)
+    log_run(run, level)
+    return run
+
+
+def log_run(run: ExpiryRun, level: int, *, seconds: float | None = None, **more: Any) -> None:
+    """Log one line for the end of a run, or of its undo."""
+    if seconds is None and run.finished:
+        seconds = (run.finished - run.started).total_seconds()
+    fields = Fields(
+        "expiry_run",
+        run=run.pk,
+        path=run.path,
+        status=run.status,
+        due=run.due_count,
+        expired=run.expired_count,
+        slices=run.slice_count,
+        seconds=None if seconds is None else round(seconds, 3),
+        task_id=run.task_id,
+        **more,
+    )
+    logger.log(level, fields)
+
+
+def log_slice(run: ExpiryRun, level: int, event: str, **fields: Any) -> None:
+    """Log one line about a slice of the run."""
+    logger.log(level, Fields(event, run=run.pk, path=run.path, task_id=run.task_id, **fields))
+
+
+def prune_ledger() -> int:
+    """Delete the runs that began more than ``TRIAL_LEDGER_DAYS`` ago and expired nobody; returns how many.
+
+    Most runs of an hourly schedule are such. A run that expired somebody stays, also when no account points to it any
+    more: it answers "why was I expired?", and the sums of the ledger stay true. The latest success of each path stays
+    too: it tells since when a path is not in use.
+    """
+    latest = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by().values("path").annotate(Max("pk"))
+    old = ExpiryRun.objects.filter(
+        expired_count=0,
+        started__lt=Now() - Value(timedelta(days=settings.TRIAL_LEDGER_DAYS)),
+    )
+    _, deleted = old.exclude(pk__in=latest.values("pk__max")).delete()
+    return deleted.get(ExpiryRun._meta.label, 0)
