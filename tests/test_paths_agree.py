@@ -13,7 +13,7 @@ from sandbox.sample import put_sample
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process, Send
 
-OF_THE_PATH = {"id", "path", "as_of", "started", "heartbeat", "finished", "longest_slice", "host", "task_id"}
+OF_THE_PATH = {"id", "path", "as_of", "cutoff", "started", "heartbeat", "finished", "longest_slice", "host", "task_id"}
 
 
 def accounts_and_ledger() -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
