@@ -61,7 +61,7 @@ def expire_trials(
 ) -> ExpiryRun:
     """Move every due account (``Account.objects.due(now)``) from trialing to trial expired, and record the run.
 
-    Safe to call at any time, twice, or beside itself: the rule is asked again inside each UPDATE, so an account that
+    Safe to call at any time, twice, or concurrently: the rule is asked again inside each UPDATE, so an account that
     is paid for, extended or cancelled in the meantime stays as it is, and none is expired or counted twice.
 
     Args:
@@ -203,8 +203,8 @@ def undo_run(
     """Put every account that the run expired, and that is still expired, back on trial; returns how many.
 
     The run is marked undone first, so that none of its slices that is still to come expires anybody: this also stops a
-    run that is under way. An account that paid or was cancelled stays as it is. May run at any time, twice, or beside
-    itself; after a kill, or when an account was locked, call it again for the rest.
+    run that is under way. An account that paid or was cancelled stays as it is. May run at any time, twice, or
+    concurrently; after a kill, or when an account was locked, call it again for the rest.
 
     Args:
         now: the moment an extension is counted from, with a time zone.

@@ -69,7 +69,7 @@ def log_plainly(level: int, event: str, **fields: Any) -> None:
 class Change:
     """What is done to the rows of a slice: one UPDATE of those that qualify at that moment, and a count of them.
 
-    A slice may run twice, late, or beside another. On PostgreSQL it waits for no lock longer than ``LOCK_TIMEOUT``.
+    A slice may run twice, late, or concurrently with another. On PostgreSQL it waits for no lock longer than ``LOCK_TIMEOUT``.
     """
 
     rows: QuerySet[Any]
