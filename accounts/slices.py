@@ -69,7 +69,8 @@ def log_plainly(level: int, event: str, **fields: Any) -> None:
 class Change:
     """What is done to the rows of a slice: one UPDATE of those that qualify at that moment, and a count of them.
 
-    A slice may run twice, late, or concurrently with another. On PostgreSQL it waits for no lock longer than ``LOCK_TIMEOUT``.
+    A slice may run twice, late, or concurrently with another. On PostgreSQL none of its statements waits longer than
+    ``LOCK_TIMEOUT`` for a lock.
     """
 
     rows: QuerySet[Any]
@@ -85,8 +86,8 @@ class Change:
     def on_each(self, slices: Sequence[Slice], *, after_slice: AfterSlice = lambda done, total: None) -> int:
         """Change the slices, one after the other; returns how many rows changed.
 
-        A slice that fails does not stop the others; when all have run, the first error is raised. A lost connection
-        stops them, and is raised at once.
+        A slice that fails does not stop the others; when all have run, the first error is raised. A database that
+        cannot be reached any more stops them at once.
         """
         changed = 0
         errors: list[DatabaseError] = []

@@ -170,8 +170,12 @@ def test_a_payer_waits_for_one_slice_when_the_ledger_is_locked(now: datetime, ot
 
     with meanwhile(lambda: services.expire_slice(run=run, keys=keys)) as expired:
         wait_until_blocked('UPDATE "accounts_expiryrun"')
-        # The lock on the ledger is still held: it is the slice that gives way, and soon.
+        # The lock on the ledger is still held: it is the slice that gives way, long before this payer loses patience.
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '4s'")
         assert services.activate(account_id=account.pk)
+        with connection.cursor() as cursor:
+            cursor.execute("RESET lock_timeout")
         other.commit()
 
     account.refresh_from_db()
@@ -267,7 +271,7 @@ def test_a_slice_that_cannot_be_expired_does_not_keep_the_others_from_it(now: da
     assert expire(now).expired_count == 2
 
 
-def test_a_lost_connection_ends_the_run_at_once_and_the_next_takes_the_rest(now: datetime, other: Sql) -> None:
+def test_a_lost_connection_fails_the_run_and_the_next_takes_the_rest(now: datetime, other: Sql) -> None:
     make_accounts(6, ended=timedelta(days=10), now=now)
 
     def cut_the_connection(done: int, total: int) -> None:
@@ -282,3 +286,20 @@ def test_a_lost_connection_ends_the_run_at_once_and_the_next_takes_the_rest(now:
     assert (run.status, run.expired_count) == (ExpiryRun.Status.FAILED, 2)
     assert expire(now).expired_count == 4
     assert_ledger_is_true()
+
+
+def test_a_database_out_of_reach_ends_the_run_at_once(now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_accounts(6, ended=timedelta(days=10), now=now)
+    done = []
+
+    def lose_the_database(number: int, total: int) -> None:
+        done.append(number)
+        connection.close()
+        patch.setitem(connection.settings_dict, "HOST", "/nowhere")
+
+    with monkeypatch.context() as patch, pytest.raises(DatabaseError, match="/nowhere"):
+        expire(now, batch_size=2, run_slices=partial(services.run_in_turn, after_slice=lose_the_database))
+
+    assert done == [1]
+    assert ExpiryRun.objects.get().expired_count == 2
+    assert expire(now).expired_count == 4

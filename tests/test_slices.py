@@ -1,17 +1,19 @@
 """The mechanism by itself, on a model that is none of ours: invitations that lapse, keyed by number or by UUID."""
 
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
-from django.db import DatabaseError, connection, models
+from django.db import DatabaseError, connection, models, transaction
 from django.db.models import QuerySet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accounts.slices import Change, Slice, plan
+from accounts.slices import ATTEMPTS, PAUSE, Change, Slice, plan
 
 
 class NumberedInvitation(models.Model):
@@ -155,6 +157,45 @@ def test_an_error_of_the_count_rolls_back_its_slice_and_no_other(model: Model) -
         change.on_each(slices)
 
     assert (calls, still_open(model).count()) == ([2, 2, 2], 2)
+
+
+def test_a_slice_refuses_to_run_inside_a_transaction_of_its_caller(model: Model) -> None:
+    invite(model, 1)
+    (keys,), _ = plan(still_open(model), size=1)
+
+    with transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
+        Lapse(model).change.on(keys)
+
+
+@pytest.mark.postgres
+def test_a_slice_leaves_the_lock_timeout_of_its_connection_as_it_was(model: Model) -> None:
+    invite(model, 1)
+    (keys,), _ = plan(still_open(model), size=1)
+
+    Lapse(model).change.on(keys)
+
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone() == ("0",)
+
+
+@pytest.mark.postgres
+def test_a_locked_table_is_waited_for_between_attempts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20ms")
+    invite(model, 1)
+    lapse = Lapse(model)
+    (keys,), _ = plan(lapse.change.rows, size=1)
+
+    with psycopg.connect(**connection.get_connection_params()) as other:
+        other.execute(f"LOCK TABLE {model._meta.db_table}")
+        with pytest.raises(DatabaseError, match="lock timeout"):
+            lapse.change.on(keys)
+
+    # At first a row may be what is locked: it is left out, without a pause.
+    assert pauses == [PAUSE] * (ATTEMPTS - 2)
+    assert lapse.logged == ["slice_retried"] * (ATTEMPTS - 1) + ["slice_failed"]
 
 
 events = st.lists(
