@@ -1,40 +1,94 @@
-"""What the commands share: options, words, exit codes, and ending in order when told to stop."""
+"""What the commands share: checked options, an error in one line, exit codes, and stopping in order."""
 
 import pkgutil
 import signal
 import threading
+from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, ClassVar, NoReturn
 
-from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, OperationalError, connection
 from django.db.migrations.recorder import MigrationRecorder
-from django.utils import timezone
 
 from accounts import migrations, services
+from accounts.log import one_line
+from accounts.management.options import whole_number
+from accounts.models import ExpiryRun
+from accounts.notices import TooManyNotices
+from accounts.services import RunRefused
 from accounts.slices import AfterSlice
 
 FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 1, 2, 3, 130
 
+QUERY_CANCELED = "57014"  # by statement_timeout, as a rule
+
 
 class TrialCommand(BaseCommand):
-    """A command that speaks as loudly as ``--verbosity`` says and shows its progress on a terminal."""
+    """A command whose errors are one line on stderr, and an exit code that says which kind."""
+
+    work: ClassVar[str]
+    """What to call what the command does, such as "run"."""
+    lasting: ClassVar[str]
+    """A sentence on what lasts of it when it fails or is stopped, and what to do next."""
 
     # Only the checks of this app: the others cost more than the work of an ordinary hour.
     requires_system_checks = ("accounts",)
+    requires_migrations_checks = True
     verbosity = 1
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        """Django's parser, but an error is one line: no usage, and the same exit code for ``call_command``."""
+        parser = super().create_parser(prog_name, subcommand, **kwargs)
+        parser.error = partial(_refuse, parser)  # type: ignore[method-assign]
+        return parser
 
     def add_batch_size(self, parser: CommandParser, *, verb: str) -> None:
         """Add ``--batch-size``."""
         parser.add_argument(
             "--batch-size",
-            type=int,
+            type=whole_number(),
             default=services.BATCH_SIZE,
             metavar="N",
             help=f"Accounts {verb} in one transaction (default: %(default)s).",
         )
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Run as a process of its own, where SIGTERM stops as Ctrl-C does."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        super().run_from_argv(argv)
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        """Run the command with the options checked; whatever an operator can meet becomes one line and an exit code."""
+        options = self._checked(options)
+        self.verbosity = options["verbosity"]
+        try:
+            return super().execute(*args, **options)
+        except KeyboardInterrupt:
+            raise CommandError(f"Stopped by a signal. {self.lasting}", returncode=INTERRUPTED) from None
+        except (RunRefused, TooManyNotices) as refusal:
+            raise CommandError(str(refusal), returncode=REFUSED) from None
+        except ExpiryRun.DoesNotExist as error:
+            raise CommandError(
+                f"The {self.work} ended: its row in the ledger was deleted meanwhile. {self.lasting}", returncode=FAILED
+            ) from error
+        except Error as error:
+            raise CommandError(self._explanation(error), returncode=FAILED) from error
+
+    def check_migrations(self) -> None:
+        """Raise CommandError when this app has migrations that the database lacks.
+
+        Django's own check builds the graph of every migration, which takes longer than expiring a thousand accounts.
+        """
+        applied = {name for app, name in MigrationRecorder(connection).applied_migrations() if app == "accounts"}
+        missing = [module.name for module in pkgutil.iter_modules(migrations.__path__) if module.name not in applied]
+        if missing:
+            raise CommandError(
+                f"The database lacks {len(missing)} migration(s) of accounts: {', '.join(missing)}. "
+                "Run ./manage.py migrate first. Nothing was changed."
+            )
 
     def say(self, line: str, *, verbosity: int = 1) -> None:
         """Write a line to stdout when ``--verbosity`` is at least that."""
@@ -44,7 +98,7 @@ class TrialCommand(BaseCommand):
     @contextmanager
     def progress(self) -> Iterator[AfterSlice]:
         """What to call after each slice: shows how far it is; raises KeyboardInterrupt once told to stop."""
-        with stop_signals_held_back() as stop:
+        with stop_signals_deferred() as stop:
 
             def after_slice(done: int, total: int) -> None:
                 if total > 1 and self.verbosity >= 1 and self.stdout.isatty():
@@ -55,51 +109,42 @@ class TrialCommand(BaseCommand):
 
             yield after_slice
 
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options, each read by its type: ``call_command`` hands on keywords that argparse has not seen."""
+        parser = self.create_parser("", "")
+        for action in parser._actions:
+            if action.type and action.dest in options:
+                value = options[action.dest]
+                try:
+                    read = action.default if value is None else parser._get_value(action, str(value))
+                except ArgumentError as error:
+                    parser.error(str(error))
+                options = {**options, action.dest: read}
+        return options
 
-def at_least_one(**options: int | None) -> None:
-    """Raise CommandError when a number that was given is below 1; ``batch_size`` is the option ``--batch-size``."""
-    for name, number in options.items():
-        if number is not None and number < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise CommandError(f"{option} must be at least 1, not {number}.", returncode=BAD_INPUT)
+    def _explanation(self, error: Error) -> str:
+        reason = one_line(str(error), most=1000)
+        if isinstance(error, OperationalError) and connection.connection is None:
+            place = "{NAME} at {HOST} port {PORT}" if connection.settings_dict["HOST"] else "{NAME}"
+            database = place.format(**connection.settings_dict)
+            return f"The database {database} does not answer ({reason}). Is it up, and is DATABASE_URL right?"
+        message = f"The {self.work} failed: {reason}. {self.lasting}"
+        if getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED:
+            message += " If the role has a statement_timeout, raise it, or try a smaller --batch-size."
+        return message
 
 
-def read_as_of(value: str | datetime | None, *, clock: datetime, dry_run: bool) -> datetime:
-    """The moment that ``--as-of`` names, or ``clock`` without it.
-
-    Raises:
-        CommandError: it cannot be read, has no time zone, or lies in the future although this is no dry run.
-    """
-    if value is None:
-        return clock
-    try:
-        moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-    except ValueError:
-        raise CommandError(
-            f"--as-of {value!r} is not an ISO 8601 date and time such as 2026-03-01T00:00:00Z.", returncode=BAD_INPUT
-        ) from None
-    if timezone.is_naive(moment):
-        raise CommandError(
-            f"--as-of {value} has no time zone. Add one, such as {moment.isoformat()}Z for UTC.", returncode=BAD_INPUT
-        )
-    if moment > clock and not dry_run:
-        raise CommandError(
-            f"--as-of {value} lies in the future. Add --dry-run to see who would expire by then.", returncode=BAD_INPUT
-        )
-    try:
-        moment - timedelta(days=settings.TRIAL_GRACE_DAYS)
-    except OverflowError:
-        raise CommandError(
-            f"--as-of {value} is too far in the past to subtract the days of grace.", returncode=BAD_INPUT
-        ) from None
-    return moment
+def _refuse(parser: CommandParser, message: str) -> NoReturn:
+    if parser.called_from_command_line:
+        parser.exit(BAD_INPUT, f"{parser.prog}: error: {message}\n")
+    raise CommandError(message, returncode=BAD_INPUT)
 
 
 @contextmanager
-def stop_signals_held_back() -> Iterator[threading.Event]:
+def stop_signals_deferred() -> Iterator[threading.Event]:
     """Turn Ctrl-C and SIGTERM into an event, for the caller to stop at when it suits; a second one stops at once.
 
-    Raised just anywhere, an interrupt can hit the middle of a COMMIT and leave a connection that tells nobody anything.
+    Raised just anywhere, KeyboardInterrupt can hit the middle of a COMMIT and leave a connection that cannot be used.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
@@ -119,38 +164,3 @@ def stop_signals_held_back() -> Iterator[threading.Event]:
         yield asked
     finally:
         restore()
-
-
-def refuse_unapplied_migrations() -> None:
-    """Raise CommandError when this app has migrations that the database lacks.
-
-    Django's own check builds the graph of every migration, which takes longer than expiring a thousand accounts.
-    """
-    applied = {name for app, name in MigrationRecorder(connection).applied_migrations() if app == "accounts"}
-    missing = [module.name for module in pkgutil.iter_modules(migrations.__path__) if module.name not in applied]
-    if missing:
-        raise CommandError(
-            f"The database lacks {len(missing)} migration(s) of accounts: {', '.join(missing)}. "
-            "Run ./manage.py migrate first. Nothing was changed."
-        )
-
-
-@contextmanager
-def explained(*, failed: str, then: str) -> Iterator[None]:
-    """Turn an error of the database into one line that says what it did, and what to do next.
-
-    Args:
-        failed: what did not work, such as "The run failed".
-        then: what became of the work, and what to do.
-    """
-    try:
-        yield
-    except Error as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, OperationalError) and connection.connection is None:
-            place = "{NAME} at {HOST} port {PORT}" if connection.settings_dict["HOST"] else "{NAME}"
-            database = place.format(**connection.settings_dict)
-            message = f"The database {database} does not answer ({reason}). Is it up, and is DATABASE_URL right?"
-        else:
-            message = f"{failed}: {reason}. {then}"
-        raise CommandError(message, returncode=FAILED) from error

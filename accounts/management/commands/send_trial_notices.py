@@ -8,17 +8,8 @@ from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
 from accounts import notices
-from accounts.management.base import (
-    BAD_INPUT,
-    INTERRUPTED,
-    REFUSED,
-    TrialCommand,
-    at_least_one,
-    explained,
-    read_as_of,
-    refuse_unapplied_migrations,
-    stop_signals_held_back,
-)
+from accounts.management import options as types
+from accounts.management.base import BAD_INPUT, TrialCommand, stop_signals_deferred
 from accounts.models import Notice
 
 
@@ -29,6 +20,8 @@ class Command(TrialCommand):
         "also beside Celery. Exit codes: 0 done, 1 failed or no mail server (the next run sends what is left), "
         "2 bad input, 3 refused: too many mails are owed."
     )
+    work = "run"
+    lasting = "What was sent is on record; the next run sends the rest."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -36,19 +29,20 @@ class Command(TrialCommand):
         )
         parser.add_argument(
             "--as-of",
+            type=types.moment,
             metavar="ISO8601",
             help="With --dry-run: count what would be owed at this moment, past or future, such as "
             "2026-03-01T00:00:00Z, were the accounts then as they are now.",
         )
         parser.add_argument(
             "--limit",
-            type=int,
+            type=types.whole_number(),
             metavar="N",
             help="Take up at most N mails in this run; the others stay queued for the next.",
         )
         parser.add_argument(
             "--max-notices",
-            type=int,
+            type=types.whole_number(),
             metavar="N",
             help="The fuse: queue and send nothing if more than N mails are owed (default: no limit).",
         )
@@ -57,37 +51,24 @@ class Command(TrialCommand):
         self,
         *args: Any,
         dry_run: bool = False,
-        as_of: str | datetime | None = None,
+        as_of: datetime | None = None,
         limit: int | None = None,
         max_notices: int | None = None,
-        verbosity: int = 1,
         **options: Any,
     ) -> None:
-        if as_of is not None and not dry_run:
+        if as_of and not dry_run:
             raise CommandError("--as-of needs --dry-run: a mail speaks of today.", returncode=BAD_INPUT)
-        now = read_as_of(as_of, clock=timezone.now(), dry_run=dry_run)
-        at_least_one(limit=limit, max_notices=max_notices)
-        self.verbosity = verbosity
+        now = as_of or timezone.now()
         if not settings.TRIAL_NOTICES:
             self.say("TRIAL_NOTICES is off: nobody is told anything.")
-            if not dry_run:
-                return
+        if dry_run:
+            self.say_what_would_happen(now, max_notices=max_notices)
+        elif settings.TRIAL_NOTICES:
+            self.queue_and_deliver(now, limit=limit, max_notices=max_notices)
 
-        try:
-            with explained(failed="The run failed", then="What was sent is on record; the next run sends the rest."):
-                refuse_unapplied_migrations()
-                if dry_run:
-                    self.say_what_would_happen(now, max_notices=max_notices)
-                else:
-                    self.queue_and_deliver(now, limit=limit, max_notices=max_notices)
-        except notices.TooManyNotices as refusal:
-            raise CommandError(str(refusal), returncode=REFUSED) from None
-        except OverflowError:
-            raise CommandError(f"--as-of {as_of} lies at the end of the calendar.", returncode=BAD_INPUT) from None
-        except KeyboardInterrupt:
-            raise CommandError(
-                "Stopped by a signal. What was sent is on record; run it again to go on.", returncode=INTERRUPTED
-            ) from None
+    def check_migrations(self) -> None:
+        if settings.TRIAL_NOTICES:  # switched off, it leaves the database alone
+            super().check_migrations()
 
     def say_what_would_happen(self, now: datetime, *, max_notices: int | None) -> None:
         owed = notices.count_owed(now=now)
@@ -99,7 +80,7 @@ class Command(TrialCommand):
     def queue_and_deliver(self, now: datetime, *, limit: int | None, max_notices: int | None) -> None:
         queued = notices.queue_notices(now=now, max_notices=max_notices)
         self.say(f"Queued {queued.total} notice(s): {queued}")
-        with stop_signals_held_back() as stop:
+        with stop_signals_deferred() as stop:
             delivery = notices.deliver_notices(now=now, limit=limit, stop=stop.is_set)
         waiting = Notice.objects.pending().count()
         self.say(f"Delivered: {delivery}; {waiting} wait")

@@ -2,22 +2,14 @@
 
 import getpass
 import os
-from datetime import datetime
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
 from accounts import services
-from accounts.management.base import (
-    BAD_INPUT,
-    FAILED,
-    INTERRUPTED,
-    TrialCommand,
-    at_least_one,
-    explained,
-    refuse_unapplied_migrations,
-)
+from accounts.management import options as types
+from accounts.management.base import BAD_INPUT, TrialCommand
 from accounts.models import Account, ExpiryRun
 from accounts.services import LONGEST_EXTENSION, UndoPreview
 
@@ -29,56 +21,60 @@ class Command(TrialCommand):
         "Exit codes: 0 done, also when there was nothing to do, 1 failed, or some were locked (run it again), "
         "2 bad input."
     )
+    work = "undo"
+    lasting = "What it put back stays so; run it again to go on."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("run", type=int, metavar="RUN", help="The number of the run, as the ledger shows it.")
+        parser.add_argument(
+            "run", type=types.whole_number(), metavar="RUN", help="The number of the run, as the ledger shows it."
+        )
         parser.add_argument("--dry-run", action="store_true", help="Only say what would happen.")
         parser.add_argument(
             "--extend-days",
-            type=int,
+            type=types.whole_number(at_most=LONGEST_EXTENSION),
             metavar="N",
             help="Let their trials end N days later, counted from their end or from now, whichever is later. "
             "Without it the rule soon expires those that are due again.",
         )
         self.add_batch_size(parser, verb="put back")
         parser.add_argument(
-            "--by", metavar="NAME", help="Who undoes it, for the ledger (default: the user of the system)."
+            "--by",
+            type=types.name(at_most=255),
+            default=system_user(),
+            metavar="NAME",
+            help="Who undoes it, for the ledger (default: the user of the system).",
         )
 
     def handle(
         self,
         *args: Any,
         run: int,
-        dry_run: bool = False,
-        extend_days: int | None = None,
-        batch_size: int = services.BATCH_SIZE,
-        by: str | None = None,
-        verbosity: int = 1,
+        dry_run: bool,
+        extend_days: int | None,
+        batch_size: int,
+        by: str,
         **options: Any,
     ) -> None:
         now = timezone.now()
-        self.verbosity = verbosity
-        at_least_one(batch_size=batch_size, extend_days=extend_days)
-        if extend_days is not None and extend_days > LONGEST_EXTENSION:
+        found = ExpiryRun.objects.filter(pk=run).first()
+        if found is None:
             raise CommandError(
-                f"--extend-days must be at most {LONGEST_EXTENSION}, not {extend_days}.", returncode=BAD_INPUT
+                f"There is no run {run}. The ledger, Expiry runs in the admin, has the numbers.", returncode=BAD_INPUT
             )
-        with explained(failed="The undo failed", then="What it put back stays so; run it again to go on."):
-            refuse_unapplied_migrations()
-            try:
-                found = ExpiryRun.objects.get(pk=run)
-            except ExpiryRun.DoesNotExist:
-                raise CommandError(
-                    f"There is no run {run}. The ledger, Expiry runs in the admin, has the numbers.",
-                    returncode=BAD_INPUT,
-                ) from None
-            preview = services.preview_undo(run=found, now=now)
-            if not preview.would_return and found.status != ExpiryRun.Status.RUNNING:
-                self.say(f"Nothing to undo: no account is still expired by {found}.")
-                return
-            self.say_what_would_happen(found, preview, extended=extend_days is not None)
-            if not dry_run:
-                self.undo(found, now, extend_days=extend_days, batch_size=batch_size, by=by or system_user())
+        preview = services.preview_undo(run=found, now=now)
+        if not preview.would_return and found.status != ExpiryRun.Status.RUNNING:
+            self.say(f"Nothing to undo: no account is still expired by {found}.")
+            return
+        self.say_what_would_happen(found, preview, extended=extend_days is not None)
+        if dry_run:
+            return
+        with self.progress() as after_slice:
+            undone = services.undo_run(
+                run=found, now=now, by=by, extend_days=extend_days, batch_size=batch_size, after_slice=after_slice
+            )
+        self.say(f"Put {undone} account(s) back on trial")
+        if left := Account.objects.still_expired_by(found).count():
+            raise CommandError(f"{left} account(s) were locked by somebody else and are still expired. Run it again.")
 
     def say_what_would_happen(self, run: ExpiryRun, preview: UndoPreview, *, extended: bool) -> None:
         self.say(
@@ -91,24 +87,6 @@ class Command(TrialCommand):
                 f"--extend-days N; if their trial ends or the settings are what was wrong, correct those first."
             )
             self.stderr.write(self.style.WARNING(warning))
-
-    def undo(self, run: ExpiryRun, now: datetime, *, extend_days: int | None, batch_size: int, by: str) -> None:
-        try:
-            with self.progress() as after_slice:
-                undone = services.undo_run(
-                    run=run, now=now, by=by, extend_days=extend_days, batch_size=batch_size, after_slice=after_slice
-                )
-        except KeyboardInterrupt:
-            raise CommandError(
-                "Stopped by a signal. What was put back stays so; run it again to go on.", returncode=INTERRUPTED
-            ) from None
-        self.say(f"Put {undone} account(s) back on trial")
-        left = Account.objects.still_expired_by(run).count()
-        if left:
-            raise CommandError(
-                f"{left} account(s) were locked by somebody else and are still expired. Run it again.",
-                returncode=FAILED,
-            )
 
 
 def system_user() -> str:
