@@ -156,53 +156,7 @@ def test_if_stale_works_only_when_no_run_succeeded_within_that_time(
         assert output == f"Nothing to do: a run by celery succeeded at {moment:%Y-%m-%d %H:%M} UTC.\n"
 
 
-# --- Bad input: one line, a code, nothing changed ---
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--as-of=yesterday"],
-            "--as-of 'yesterday' is not an ISO 8601 date and time such as 2026-03-01T00:00:00Z.",
-        ),
-        (
-            ["--as-of=2026-03-01"],
-            "--as-of 2026-03-01 has no time zone. Add one, such as 2026-03-01T00:00:00Z for UTC.",
-        ),
-        (
-            ["--as-of=9000-01-01T00:00Z"],
-            "--as-of 9000-01-01T00:00Z lies in the future. Add --dry-run to see who would expire by then.",
-        ),
-        (
-            ["--dry-run", "--as-of=0001-01-01T00:00Z"],
-            "--as-of 0001-01-01T00:00Z is too far in the past to subtract the days of grace.",
-        ),
-        (["--batch-size=0"], "--batch-size must be at least 1, not 0."),
-        (["--max-accounts=-1"], "--max-accounts must be at least 1, not -1."),
-        (["--if-stale=0"], "--if-stale must be a number of hours above 0, not 0."),
-        (["--if-stale=nan"], "--if-stale must be a number of hours above 0, not nan."),
-        (["--if-stale=inf"], "--if-stale must be a number of hours above 0, not inf."),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bad_input_is_refused_with_one_clear_line(arguments: list[str], message: str) -> None:
-    accounts_due_by_the_real_clock(1)
-
-    with pytest.raises(CommandError) as error:
-        run(*arguments)
-
-    assert (str(error.value), error.value.returncode) == (message, 2)
-    assert not ExpiryRun.objects.exists()
-
-
-def test_the_fuse_ends_the_command_with_a_code_of_its_own() -> None:
-    accounts_due_by_the_real_clock(3)
-
-    with pytest.raises(CommandError, match="Refused: 3 accounts are due and at most 2 may expire") as error:
-        run("--max-accounts=2")
-
-    assert error.value.returncode == 3
+# --- What stops it ---
 
 
 def test_unapplied_migrations_are_named() -> None:
@@ -304,22 +258,3 @@ def test_killed_half_way_it_leaves_a_true_ledger_and_the_next_run_finishes_the_w
     assert run().endswith(f"Expired {2000 - dead.expired_count} trial(s)\n")
     dead.refresh_from_db()
     assert dead.status == ExpiryRun.Status.INTERRUPTED
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_it_ends_in_order_after_its_slice(environment: Mapping[str, str], how: signal.Signals) -> None:
-    accounts_due_by_the_real_clock(2000)
-
-    with start(environment, "--batch-size=1") as process:
-        wait_until_half_way()
-        process.send_signal(how)
-        _, errors = process.communicate(timeout=30)
-
-    assert errors.strip() == (
-        "CommandError: Stopped by a signal. What was expired so far stays expired; run it again to go on."
-    )
-    assert process.returncode == 130
-    interrupted = ExpiryRun.objects.get()
-    assert interrupted.status == ExpiryRun.Status.INTERRUPTED
-    assert interrupted.expired_count == Account.objects.filter(status=Account.TRIAL_EXPIRED).count() < 2000

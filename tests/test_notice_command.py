@@ -138,26 +138,3 @@ def test_without_a_mail_server_it_fails_and_loses_nothing(settings: Settings, ma
 
     settings.EMAIL_PORT = mailbox.port
     assert "3 sent" in run()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--limit=0"], "--limit must be at least 1, not 0."),
-        (["--max-notices=-1"], "--max-notices must be at least 1, not -1."),
-        (["--as-of=2026-03-01T00:00:00Z"], "--as-of needs --dry-run: a mail speaks of today."),
-        (
-            ["--dry-run", "--as-of=soon"],
-            "--as-of 'soon' is not an ISO 8601 date and time such as 2026-03-01T00:00:00Z.",
-        ),
-        (
-            ["--dry-run", "--as-of=9999-12-31T00:00:00Z"],
-            "--as-of 9999-12-31T00:00:00Z lies at the end of the calendar.",
-        ),
-    ],
-)
-def test_bad_input_gives_one_clear_line(arguments: list[str], message: str) -> None:
-    with pytest.raises(CommandError) as error:
-        run(*arguments)
-
-    assert (str(error.value), error.value.returncode) == (message, 2)

@@ -475,24 +475,6 @@ def test_a_run_under_way_that_has_expired_nobody_yet_is_stopped(now: datetime) -
     assert run.status == ExpiryRun.Status.UNDONE
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["7"], "There is no run 7. The ledger, Expiry runs in the admin, has the numbers."),
-        ([str(10**30)], f"There is no run {10**30}. The ledger, Expiry runs in the admin, has the numbers."),
-        (["1", "--extend-days=0"], "--extend-days must be at least 1, not 0."),
-        (["1", "--extend-days=3651"], "--extend-days must be at most 3650, not 3651."),
-        (["1", "--batch-size=0"], "--batch-size must be at least 1, not 0."),
-    ],
-    ids=["unknown", "senseless", "no days", "too many days", "no batch"],
-)
-def test_bad_input_is_refused_with_one_clear_line(arguments: list[str], message: str) -> None:
-    with pytest.raises(CommandError) as error:
-        command(*arguments)
-
-    assert (str(error.value), error.value.returncode) == (message, 2)
-
-
 def test_a_run_undone_while_the_command_ran_it_ends_the_command_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def undo_it_meanwhile(run: ExpiryRun, slices: Sequence[Slice], **_: Any) -> None:
         undo(run, timezone.now(), by="ann")
