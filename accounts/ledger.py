@@ -60,7 +60,7 @@ def refuse(run: ExpiryRun, why: str) -> None:
     run.status, run.error, run.finished = ExpiryRun.Status.REFUSED, why, Now()
     run.save()
     run.refresh_from_db()
-    log_run(run, logging.WARNING)
+    log_run(run, _level(run, logging.WARNING))
 
 
 TAKES_ACCOUNTS = [ExpiryRun.Status.RUNNING, ExpiryRun.Status.INTERRUPTED, ExpiryRun.Status.FAILED]
@@ -150,7 +150,7 @@ def _close(run_id: int, level: int, status: ExpiryRun.Status, error: str = "") -
     if not closed:
         return None
     run = ExpiryRun.objects.get(pk=run_id)
-    log_run(run, level)
+    log_run(run, _level(run, level))
     return run
 
 
@@ -175,7 +175,12 @@ def log_run(run: ExpiryRun, level: int, *, seconds: float | None = None, **more:
 
 def log_slice(run: ExpiryRun, level: int, event: str, **fields: Any) -> None:
     """Log one line about a slice of the run."""
-    logger.log(level, Fields(event, run=run.pk, path=run.path, task_id=run.task_id, **fields))
+    logger.log(_level(run, level), Fields(event, run=run.pk, path=run.path, task_id=run.task_id, **fields))
+
+
+def _level(run: ExpiryRun, level: int) -> int:
+    """INFO for a run of the command, which reports a refusal or a failure itself, in its one line on stderr."""
+    return logging.INFO if run.path == ExpiryRun.Path.COMMAND else level
 
 
 def prune_ledger() -> int:

@@ -1,10 +1,13 @@
 """``./manage.py expire_trials``: its words, its options, its exit codes, and that it needs no broker."""
 
+import inspect
+import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -17,12 +20,15 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts import ledger
+from accounts import ledger, services, slices
 from accounts.management.commands.expire_trials import Command
 from accounts.models import Account, ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy
 from tests.factories import AccountFactory, make_accounts
+from tests.test_concurrency import Sql, meanwhile, other, trigger_on_update, wait_until_blocked
+
+__all__ = ["other"]  # a fixture
 
 pytestmark = pytest.mark.django_db
 
@@ -70,6 +76,23 @@ def test_it_tells_more_when_asked_to() -> None:
 
     assert last_line.startswith(f"Run {ExpiryRun.objects.get().pk}: 3 due as of ")
     assert "2 slice(s), the longest 0.0" in last_line
+
+
+@contextmanager
+def role_setting(name: str, value: str) -> Iterator[None]:
+    """What the role has by default in new connections to this database, of which this process opens one."""
+
+    def set_to(value: str) -> None:
+        with connection.cursor() as cursor:
+            database = connection.ops.quote_name(str(connection.settings_dict["NAME"]))
+            cursor.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {database} SET {name} TO {value}")
+        connection.close()
+
+    set_to(f"'{value}'")
+    try:
+        yield
+    finally:
+        set_to("DEFAULT")
 
 
 class Terminal(StringIO):
@@ -171,6 +194,100 @@ def test_unapplied_migrations_are_named() -> None:
         "Run ./manage.py migrate first. Nothing was changed."
     )
     assert not ExpiryRun.objects.exists()
+
+
+class DeletesTheRun(Terminal):
+    """A terminal that, as soon as progress is shown, has the ledger emptied."""
+
+    def write(self, text: str) -> int:
+        if "1 of 2" in text:
+            with connection.cursor() as cursor:
+                cursor.execute("DELETE FROM accounts_expiryrun")
+        return super().write(text)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("command", "lasting"),
+    [
+        ("expire_trials", "What it expired stays expired; the next run takes the rest."),
+        ("undo_expiry", "What it put back stays so; run it again to go on."),
+    ],
+)
+def test_a_run_that_is_deleted_under_its_command_is_told_in_a_sentence(command: str, lasting: str) -> None:
+    accounts_due_by_the_real_clock(4)
+    arguments = []
+    if command == "undo_expiry":
+        arguments = [services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now()).pk]
+
+    with pytest.raises(CommandError) as error:
+        call_command(command, *arguments, batch_size=2, stdout=DeletesTheRun(), stderr=StringIO())
+
+    assert str(error.value) == f"The run was deleted from the ledger meanwhile. {lasting}"
+    assert error.value.returncode == 1
+    assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 2
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_statement_timeout_advises_smaller_batches() -> None:
+    accounts_due_by_the_real_clock(4)
+    slow = Account.objects.order_by("pk")[2]
+
+    with (
+        trigger_on_update(slow, "PERFORM pg_sleep(30);"),
+        role_setting("statement_timeout", "1s"),
+        pytest.raises(CommandError) as error,
+    ):
+        run("--batch-size=2")
+
+    message = str(error.value)
+    assert message.startswith("The run failed: canceling statement due to statement timeout ")
+    assert message.endswith(
+        ". What it expired stays expired; the next run takes the rest. "
+        "If the role has a statement_timeout, raise it, or try a smaller --batch-size."
+    )
+    assert error.value.returncode == 1
+    assert ExpiryRun.objects.get().expired_count == 2
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_repeatable_read_as_the_role_s_default_expires_all_but_who_pays(
+    other: Sql, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(slices, "LOCK_TIMEOUT", "20s")
+    accounts_due_by_the_real_clock(3)
+    payer = Account.objects.order_by("pk")[1]
+
+    with role_setting("default_transaction_isolation", "repeatable read"), caplog.at_level(logging.INFO):
+        other.execute("UPDATE accounts_account SET status = 'active' WHERE id = %s", [payer.pk])
+        with meanwhile(run) as printed:
+            wait_until_blocked('UPDATE "accounts_account"')
+            other.commit()
+
+    assert printed == ["Search for old trial accounts...\nExpired 2 trial(s)\n"]
+    assert "slice_retried" in caplog.text
+    assert "sqlstate=40001" in caplog.text
+    assert ExpiryRun.objects.get().accounts.count() == 2
+
+
+def test_from_handle_to_the_update_are_at_most_seven_frames() -> None:
+    def see(execute: Any, sql: str, *more: Any) -> Any:
+        if sql.startswith('UPDATE "accounts_account"'):
+            ours = [frame.function for frame in inspect.stack() if "/accounts/" in frame.filename]
+            seen.append(ours[: ours.index("handle") + 1][::-1])
+        return execute(sql, *more)
+
+    seen: list[list[str]] = []
+    accounts_due_by_the_real_clock(1)
+
+    with connection.execute_wrapper(see):
+        run()
+
+    (frames,) = seen
+    assert frames[:3] == ["handle", "expire_trials", "run_in_turn"]
+    assert len(frames) <= 7
 
 
 # --- As cron runs it: a process of its own ---

@@ -25,7 +25,7 @@ DAY = timedelta(days=1)
 
 
 def expire(now: datetime, **options: Any) -> ExpiryRun:
-    return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now, **options)
+    return services.expire_trials(**{"path": ExpiryRun.Path.COMMAND, "now": now, **options})
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
@@ -99,25 +99,34 @@ def test_a_run_that_succeeded_is_one_line(now: datetime, caplog: pytest.LogCaptu
 
 
 @pytest.mark.django_db
-def test_every_other_end_of_a_run_is_one_line_too(now: datetime, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("path", "refused", "failed"),
+    [
+        (ExpiryRun.Path.CELERY, "WARNING", "ERROR"),
+        (ExpiryRun.Path.COMMAND, "INFO", "INFO"),  # the command says these itself, in one line on stderr
+    ],
+)
+def test_every_other_end_of_a_run_is_one_line_too(
+    now: datetime, caplog: pytest.LogCaptureFixture, path: ExpiryRun.Path, refused: str, failed: str
+) -> None:
     def raise_error(run: ExpiryRun, slices: object) -> None:
         raise error
 
     make_accounts(2, ended=10 * DAY, now=now)
     with caplog.at_level(logging.INFO):
         with pytest.raises(TooManyDue):
-            expire(now, max_accounts=1)
+            expire(now, path=path, max_accounts=1)
         for error in (RuntimeError("no"), KeyboardInterrupt()):
             with pytest.raises(type(error)):
-                expire(now, run_slices=raise_error)
-        dead = expire(now, run_slices=lambda run, slices: None)
+                expire(now, path=path, run_slices=raise_error)
+        dead = expire(now, path=path, run_slices=lambda run, slices: None)
         ExpiryRun.objects.filter(pk=dead.pk).update(heartbeat=dead.heartbeat - ledger.SILENT_FOR)
-        undone = expire(now)
+        undone = expire(now, path=path)
         services.undo_run(run=undone, now=now, by="ann@example.com")
 
     assert [(level, said["status"], said["expired"], said.get("undone")) for level, said in lines(caplog)] == [
-        ("WARNING", "refused", 0, None),
-        ("ERROR", "failed", 0, None),
+        (refused, "refused", 0, None),
+        (failed, "failed", 0, None),
         ("INFO", "interrupted", 0, None),  # told to stop
         ("WARNING", "interrupted", 0, None),  # died
         ("INFO", "succeeded", 2, None),
@@ -138,7 +147,7 @@ def test_a_slice_that_fails_is_a_line_that_quotes_nothing_of_the_database(
         trigger_on_update(poison, "RAISE EXCEPTION 'ann@example.com' USING ERRCODE = '23505';"),
         pytest.raises(DatabaseError),
     ):
-        expire(now, batch_size=2)
+        expire(now, path=ExpiryRun.Path.CELERY, batch_size=2)
 
     run = ExpiryRun.objects.get()
     (level, failed), (_, ended) = lines(caplog)
@@ -146,7 +155,7 @@ def test_a_slice_that_fails_is_a_line_that_quotes_nothing_of_the_database(
     assert failed == {
         "message": "slice_failed",
         "run": run.pk,
-        "path": "command",
+        "path": "celery",
         "first": poison.pk - 1,
         "last": poison.pk,
         "attempt": 1,

@@ -71,11 +71,10 @@ class TrialCommand(BaseCommand):
         except (RunRefused, TooManyNotices) as refusal:
             raise CommandError(str(refusal), returncode=REFUSED) from None
         except ExpiryRun.DoesNotExist as error:
-            raise CommandError(
-                f"The {self.work} ended: its row in the ledger was deleted meanwhile. {self.lasting}", returncode=FAILED
-            ) from error
+            message = f"The run was deleted from the ledger meanwhile. {self.lasting}"
+            raise CommandError(message, returncode=FAILED) from error
         except Error as error:
-            raise CommandError(self._explanation(error), returncode=FAILED) from error
+            raise CommandError(self._explanation(error, options), returncode=FAILED) from error
 
     def check_migrations(self) -> None:
         """Raise CommandError when this app has migrations that the database lacks.
@@ -122,7 +121,7 @@ class TrialCommand(BaseCommand):
                 options = {**options, action.dest: read}
         return options
 
-    def _explanation(self, error: Error) -> str:
+    def _explanation(self, error: Error, options: dict[str, Any]) -> str:
         reason = one_line(str(error), most=1000)
         if isinstance(error, OperationalError) and connection.connection is None:
             place = "{NAME} at {HOST} port {PORT}" if connection.settings_dict["HOST"] else "{NAME}"
@@ -130,7 +129,8 @@ class TrialCommand(BaseCommand):
             return f"The database {database} does not answer ({reason}). Is it up, and is DATABASE_URL right?"
         message = f"The {self.work} failed: {reason}. {self.lasting}"
         if getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED:
-            message += " If the role has a statement_timeout, raise it, or try a smaller --batch-size."
+            smaller = ", or try a smaller --batch-size" if "batch_size" in options else ""
+            message += f" If the role has a statement_timeout, raise it{smaller}."
         return message
 
 

@@ -5,9 +5,8 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
-from django.utils import timezone
 
-from accounts import health
+from accounts import health, ledger
 from accounts.management import options as types
 from accounts.management.base import TrialCommand
 
@@ -30,7 +29,7 @@ class Command(TrialCommand):
         )
 
     def handle(self, *args: Any, max_age: float, **options: Any) -> None:
-        found = health.problems(now=timezone.now(), max_age=timedelta(hours=max_age))
+        found = health.problems(now=ledger.database_now(), max_age=timedelta(hours=max_age))
         if found:
             raise CommandError(" ".join(found))
         self.stdout.write(f"Trials are being expired: {health.last_success()}.")

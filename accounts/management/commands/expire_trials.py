@@ -28,8 +28,7 @@ class Command(TrialCommand):
             "--as-of",
             type=types.moment,
             metavar="ISO8601",
-            help="Apply the rule to this moment instead of now, such as 2026-03-01T00:00:00Z. "
-            "With --dry-run it may lie in the future.",
+            help="Apply the rule to this moment, such as 2026-03-01T00:00:00Z; in the future only with --dry-run.",
         )
         self.add_batch_size(parser, verb="expired")
         parser.add_argument(
@@ -55,12 +54,12 @@ class Command(TrialCommand):
         if_stale: float | None = None,
         **options: Any,
     ) -> None:
-        clock = timezone.now()
-        now = as_of or clock
-        if now > clock and not dry_run:
+        clock = ledger.database_now()
+        now = as_of or timezone.now()
+        if as_of and as_of > clock and not dry_run:
             message = f"--as-of {now.isoformat()} lies in the future. Add --dry-run to see who would expire by then."
             raise CommandError(message, returncode=BAD_INPUT)
-        if if_stale and (run := fresh_run(timedelta(hours=if_stale))):
+        if if_stale and (run := ExpiryRun.objects.succeeded_since(clock - timedelta(hours=if_stale), now=clock)):
             self.say(f"Nothing to do: a run by {run.path} succeeded at {run.finished:%Y-%m-%d %H:%M} UTC.")
             return
         self.say("Search for old trial accounts...")
@@ -78,20 +77,11 @@ class Command(TrialCommand):
         if run.status == ExpiryRun.Status.UNDONE:
             raise CommandError(f"Run {run.pk} was undone by {run.undone_by} while it was under way.")
         self.say(f"Expired {run.expired_count} trial(s)")
-        self.say(
-            f"Run {run.pk}: {run.due_count} due as of {run.as_of:%Y-%m-%d %H:%M:%S} UTC, {run.slice_count} slice(s), "
-            f"the longest {run.longest_slice.total_seconds():.3f} s",
-            verbosity=2,
-        )
+        took = f"{run.slice_count} slice(s), the longest {run.longest_slice.total_seconds():.3f} s"
+        self.say(f"Run {run.pk}: {run.due_count} due as of {run.as_of:%Y-%m-%d %H:%M:%S} UTC, {took}", verbosity=2)
 
     def say_what_would_happen(self, now: datetime, *, limit: int | None) -> None:
         due = Account.objects.due(now).count()
         self.say(f"Would expire {due} trial(s)")
         if limit is not None and due > limit:
             self.say(f"Would be refused: at most {limit} may expire in one run.")
-
-
-def fresh_run(age: timedelta) -> ExpiryRun | None:
-    """A run that succeeded within that time, by the database's clock."""
-    now = ledger.database_now()
-    return ExpiryRun.objects.succeeded_since(now - age, now=now)
