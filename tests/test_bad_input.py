@@ -185,6 +185,20 @@ def test_call_command_refuses_the_same_values_with_the_same_words(line: str, mes
     assert stored() == before
 
 
+@pytest.mark.usefixtures("in_process")
+def test_a_default_that_is_a_wrong_setting_is_named_as_the_setting(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.TRIAL_RUN_MAX_AGE_HOURS = 0
+
+    with pytest.raises(SystemExit):
+        load_command_class("accounts", "check_expiry").run_from_argv(["manage.py", "check_expiry"])
+
+    errors = capsys.readouterr().err
+    assert "TRIAL_RUN_MAX_AGE_HOURS" in errors
+    assert "--max-age" not in errors
+
+
 NUMBER = "it must be a whole number from 1 to 1000000000, not"
 HOURS = "it must be a number of hours above 0 and at most 87600, not"
 NO_ZONE = "has no time zone. Add one, such as 2026-03-01T00:00:00Z for UTC."

@@ -112,8 +112,8 @@ class TrialCommand(BaseCommand):
         """The options, each read by its type: ``call_command`` hands on keywords that argparse has not seen."""
         parser = self.create_parser("", "")
         for action in parser._actions:
-            if action.type and action.dest in options:
-                value = options[action.dest]
+            value = options.get(action.dest)
+            if action.type and value != action.default:  # a default from the settings is checked with them
                 try:
                     read = action.default if value is None else parser._get_value(action, str(value))
                 except ArgumentError as error:
