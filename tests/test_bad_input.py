@@ -209,6 +209,7 @@ NO_ZONE = "has no time zone. Add one, such as 2026-03-01T00:00:00Z for UTC."
     ("name", "option", "value", "message"),
     [
         ("expire_trials", "batch-size", 1.5, f"{NUMBER} '1.5'."),
+        ("expire_trials", "batch-size", 10_000.0, f"{NUMBER} '10000.0'."),
         ("expire_trials", "batch-size", math.nan, f"{NUMBER} 'nan'."),
         ("expire_trials", "max-accounts", True, f"{NUMBER} 'True'."),
         ("send_trial_notices", "limit", 0.0, f"{NUMBER} '0.0'."),

@@ -113,7 +113,7 @@ class TrialCommand(BaseCommand):
         parser = self.create_parser("", "")
         for action in parser._actions:
             value = options.get(action.dest)
-            if action.type and value != action.default:  # a default from the settings is checked with them
+            if action.type and value is not action.default:  # a default from the settings is checked with them
                 try:
                     read = action.default if value is None else parser._get_value(action, str(value))
                 except ArgumentError as error:
