@@ -357,7 +357,7 @@ def wait_until_half_way() -> None:
     wait_for("the run to expire somebody", lambda: ExpiryRun.objects.filter(expired_count__gt=0).exists())
 
 
-def test_killed_half_way_it_leaves_a_true_ledger_and_the_next_run_finishes_the_work(
+def test_killed_half_way_the_ledger_is_true_and_the_next_run_finishes(
     environment: Mapping[str, str],
 ) -> None:
     accounts_due_by_the_real_clock(2000)

@@ -292,9 +292,7 @@ def test_a_payment_under_way_when_the_undo_comes_wins(
 
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True)
-def test_whoever_sits_on_an_account_delays_only_that_account_and_the_next_undo_takes_it(
-    now: datetime, other: Sql
-) -> None:
+def test_a_locked_account_is_left_out_and_the_next_undo_takes_it(now: datetime, other: Sql) -> None:
     make_accounts(3, ended=10 * DAY, now=now)
     run = expire(now)
     held = Account.objects.order_by("pk")[1]
@@ -475,7 +473,7 @@ def test_a_run_under_way_that_has_expired_nobody_yet_is_stopped(now: datetime) -
     assert run.status == ExpiryRun.Status.UNDONE
 
 
-def test_a_run_undone_while_the_command_ran_it_ends_the_command_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_undone_while_the_command_runs_it_ends_the_command_in_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def undo_it_meanwhile(run: ExpiryRun, slices: Sequence[Slice], **_: Any) -> None:
         undo(run, timezone.now(), by="ann")
 
