@@ -305,14 +305,13 @@ def test_a_refused_run_is_shown_with_its_words_until_a_run_succeeds(admin_client
     refuse(now)
 
     page = admin_client.get("/admin/").content.decode()
-    assert "The fuse has refused" in page
-    assert "2 runs</a> since one last succeeded" in page
+    assert "2 runs</a> were refused since one last succeeded" in page
     assert "2 accounts are due and at most 1 may expire in one run" in page
     assert escape(ExpiryRun.objects.latest("pk").error) in page
 
     services.expire_trials(path=COMMAND, now=now + SECOND, max_accounts=2)
     page = admin_client.get("/admin/").content.decode()
-    assert "The fuse" not in page
+    assert "refused since" not in page
     assert "Trials are being expired." in page
 
 
