@@ -24,4 +24,4 @@ RUN DJANGO_SECRET_KEY=used-by-collectstatic-only-and-never-by-anything-that-runs
 USER 10001:10001
 EXPOSE 8000
 # The heartbeat in memory: on a disk that is busy gunicorn would take its workers for dead.
-CMD ["gunicorn", "project.wsgi", "--bind", "0.0.0.0:8000", "--worker-tmp-dir", "/dev/shm", "--no-control-socket"]
+CMD ["gunicorn", "project.wsgi", "--config", "project/gunicorn.py", "--bind", "0.0.0.0:8000", "--worker-tmp-dir", "/dev/shm", "--no-control-socket"]

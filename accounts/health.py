@@ -1,24 +1,17 @@
-"""Is trial expiry alive? Judged by its effect, whichever path runs it: what is late, and when a run last succeeded."""
+"""What is wrong with trial expiry, judged by its effect, whichever path runs it: late accounts, the last success."""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-
-from asgiref.sync import sync_to_async
-from django.conf import settings
-from django.utils import timezone
-from health_check.base import HealthCheck
-from health_check.exceptions import ServiceUnavailable
 
 from accounts.models import Account, ExpiryRun
 
-UNWELL = [ExpiryRun.Status.FAILED, ExpiryRun.Status.REFUSED, ExpiryRun.Status.INTERRUPTED]
+UNSUCCESSFUL = [ExpiryRun.Status.FAILED, ExpiryRun.Status.REFUSED, ExpiryRun.Status.INTERRUPTED]
 
 
 def problems(*, now: datetime, max_age: timedelta) -> list[str]:
-    """What is wrong with trial expiry, a sentence each; empty when all is well.
+    """What is wrong with trial expiry, a sentence each; empty when nothing is.
 
     Args:
-        now: the moment to judge at.
+        now: the moment to judge at, by the database's clock.
         max_age: how long ago the last successful run may be, and how long a due account may stay trialing. A few times
             the interval of the schedule, so that one failure raises no alarm.
     """
@@ -26,11 +19,11 @@ def problems(*, now: datetime, max_age: timedelta) -> list[str]:
     fresh = ExpiryRun.objects.succeeded_since(now - max_age, now=now)
     if not fresh:
         found.append(f"No run has succeeded within {max_age / timedelta(hours=1):g} hours; {last_success()}.")
-    unwell = ExpiryRun.objects.filter(status__in=UNWELL).exclude(error="")
+    unsuccessful = ExpiryRun.objects.filter(status__in=UNSUCCESSFUL).exclude(error="")
     if fresh:
-        # A refusal is told at once: no later tick gets over it by itself.
-        unwell = unwell.filter(status=ExpiryRun.Status.REFUSED, pk__gt=fresh.pk)
-    if latest := unwell.order_by("-pk").first():
+        # A refusal is reported at once: the next tick does not cure it.
+        unsuccessful = unsuccessful.filter(status=ExpiryRun.Status.REFUSED, pk__gt=fresh.pk)
+    if latest := unsuccessful.order_by("-pk").first():
         found.append(f"The latest {latest.status} run, {latest.pk} by {latest.path}, says: {latest.error}")
     oldest = Account.objects.due(now - max_age).order_by("trial_ends_at").first()
     if oldest:
@@ -50,17 +43,3 @@ def last_success() -> str:
     """When a run last succeeded, in words."""
     run = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of", "pk").last()
     return f"the last one, by {run.path}, was as of {run.as_of:%Y-%m-%d %H:%M} UTC" if run else "none ever has"
-
-
-@dataclass
-class TrialExpiry(HealthCheck):
-    """``problems`` over HTTP, with the age that the setting ``TRIAL_RUN_MAX_AGE_HOURS`` allows."""
-
-    async def run(self) -> None:
-        """Raise ServiceUnavailable with everything that is wrong."""
-        # In the thread of the request, so that the check uses, and gives back, the request's own connection.
-        found = await sync_to_async(problems)(
-            now=timezone.now(), max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS)
-        )
-        if found:
-            raise ServiceUnavailable(" ".join(found))

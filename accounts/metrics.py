@@ -6,32 +6,34 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.db.models import Count, Max, Min, Sum
 from django.http import Http404, HttpRequest, HttpResponse
-from django.utils import timezone
-from django.utils.crypto import constant_time_compare
 from django.views.decorators.http import require_safe
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
-from accounts.models import Account, ExpiryRun, Notice
+from accounts.ledger import database_now
+from accounts.models import Account, ExpiryRun, Notice, grace_cutoff
+from accounts.tokens import PERIOD, brings_token, is_throttled
 
 
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
-    """Answer to whoever brings ``METRICS_TOKEN`` as a bearer token; where none is set there is no such page."""
+    """The metrics, for whoever brings ``METRICS_TOKEN`` as a bearer token; where none is set there is no such page."""
     if not settings.METRICS_TOKEN:
         raise Http404
-    if not constant_time_compare(request.headers.get("Authorization", ""), f"Bearer {settings.METRICS_TOKEN}"):
-        return HttpResponse(
-            "Bring METRICS_TOKEN as a bearer token.\n",
-            status=401,
-            content_type="text/plain; charset=utf-8",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+    if not brings_token(request):
+        if is_throttled(request):
+            return refusal("Too many wrong tokens. Try again in a minute.", 429, {"Retry-After": str(PERIOD)})
+        return refusal("Send METRICS_TOKEN as a bearer token.", 401, {"WWW-Authenticate": "Bearer"})
     registry = CollectorRegistry()
-    registry.register(TrialExpiry(timezone.now()))
+    registry.register(TrialExpiry(database_now()))
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
     return HttpResponse(encode(registry), content_type=content_type, headers={"Cache-Control": "no-store"})
+
+
+def refusal(why: str, status: int, headers: dict[str, str]) -> HttpResponse:
+    """An answer in plain text."""
+    return HttpResponse(f"{why}\n", status=status, content_type="text/plain; charset=utf-8", headers=headers)
 
 
 class TrialExpiry:
@@ -88,7 +90,7 @@ class TrialExpiry:
         yield GaugeMetricFamily("trial_expiry_due_accounts", "Accounts that the next run will expire.", due["count"])
         waiting = timedelta(0)
         if due["earliest"]:
-            waiting = self.now - due["earliest"] - timedelta(days=settings.TRIAL_GRACE_DAYS)
+            waiting = grace_cutoff(self.now) - due["earliest"]
         yield GaugeMetricFamily(
             "trial_expiry_oldest_due_seconds",
             "For how long the account that is due longest has been so; 0 when none is.",

@@ -6,4 +6,4 @@ from django.contrib.admin import apps
 class AdminConfig(apps.AdminConfig):
     """Stands in INSTALLED_APPS where ``django.contrib.admin`` would."""
 
-    default_site = "accounts.site.OperatorSite"
+    default_site = "accounts.sites.OperatorSite"

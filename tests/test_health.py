@@ -10,6 +10,7 @@ from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 from django.utils import timezone
+from pytest_django import Settings
 
 from accounts import health, ledger, services
 from accounts.models import Account, ExpiryRun
@@ -51,7 +52,7 @@ def test_a_success_that_is_too_old_is_a_problem_and_says_when_it_was(now: dateti
     ]
 
 
-def test_a_refused_run_is_a_problem_at_once_until_a_run_succeeds_and_says_why(now: datetime) -> None:
+def test_a_refused_run_is_a_problem_at_once_until_a_run_succeeds(now: datetime) -> None:
     expire(now)
     AccountFactory.create_batch(2, created=now - timedelta(days=61, hours=1))
     with pytest.raises(TooManyDue):
@@ -124,20 +125,78 @@ def test_a_database_that_does_not_answer_is_one_line(manage_py: ManagePy) -> Non
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.django_db(transaction=True)
-def test_monitoring_gets_the_same_answer_over_http(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+# --- Over HTTP ---
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+EXPIRY = "/health/expiry/"
+
+
+@pytest.fixture
+def overdue(settings: Settings) -> Account:
+    """An account long overdue: the particulars name it."""
+    settings.METRICS_TOKEN = TOKEN
+    account: Account = AccountFactory.create(created=timezone.now() - timedelta(days=90))
+    return account
+
+
+def page(client: Client, **headers: str) -> tuple[int, str]:
+    answer = client.get(EXPIRY, headers=headers)
+    return answer.status_code, answer.content.decode()
+
+
+def test_without_a_credential_monitoring_learns_only_that_all_is_well(client: Client) -> None:
     expire(timezone.now())
-    assert client.get("/health/expiry/", {"format": "text"}).status_code == 200
 
-    ExpiryRun.objects.update(as_of=timezone.now() - 4 * HOUR)
-    answer = client.get("/health/expiry/", {"format": "text"})
-
-    assert answer.status_code == 500
-    assert "No run has succeeded within 3 hours; the last one, by command, was as of" in answer.content.decode()
+    assert page(client) == (200, "Trials are being expired.\n")
 
 
-@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("authorization", ["", "Bearer wrong", f"Basic {TOKEN}", "Bearer "])
+def test_without_a_credential_monitoring_learns_only_that_something_is_wrong(
+    client: Client, overdue: Account, authorization: str
+) -> None:
+    told = "Trial expiry has a problem. ./manage.py check_expiry and the admin say which.\n"
+    assert page(client, authorization=authorization) == (503, told)
+
+
+def test_a_user_who_is_no_staff_learns_no_more(client: Client, overdue: Account) -> None:
+    client.force_login(overdue.user)
+
+    assert "Account" not in page(client)[1]
+
+
+def test_the_token_shows_the_particulars(client: Client, overdue: Account) -> None:
+    status, told = page(client, authorization=f"Bearer {TOKEN}")
+
+    assert status == 503
+    assert "No run has succeeded within 3 hours; none ever has.\n" in told
+    assert f"Account {overdue.pk}, whose trial ended at " in told
+
+
+def test_a_staff_session_shows_the_particulars(admin_client: Client) -> None:
+    run = expire(timezone.now())
+
+    told = f"Trials are being expired: the last one, by command, was as of {run.as_of:%Y-%m-%d %H:%M} UTC.\n"
+    assert page(admin_client) == (200, told)
+
+
+@pytest.mark.postgres
+def test_a_web_process_with_a_wrong_clock_goes_by_the_database_s(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = timezone.now()
+    expire(now)
+    monkeypatch.setattr(timezone, "now", lambda: now + timedelta(days=30))
+
+    assert page(client)[0] == 200
+
+
 def test_the_process_is_healthy_even_when_no_trial_expires(client: Client) -> None:
     Account.objects.all().delete()
 
-    assert client.get("/health/", {"format": "text"}).status_code == 200
+    assert client.get("/health/").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health/", EXPIRY])
+def test_health_is_read_and_never_posted(client: Client, path: str) -> None:
+    assert client.post(path).status_code == 405
+    assert client.head(path).status_code in {200, 503}

@@ -17,7 +17,8 @@ from django.utils.html import escape
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from accounts import overview, services
+from accounts import services
+from accounts.admin import charts, overview, schedule
 from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue
 from accounts.templatetags.durations import duration
@@ -36,7 +37,7 @@ TICK = timedelta(microseconds=1)
 
 @pytest.fixture(autouse=True)
 def _no_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nobody was asked for a sign of life before, and nobody is there to answer."""
+    """No process was pinged before, and none is there to answer."""
     cache.clear()
     monkeypatch.setattr(app.conf, "broker_write_url", "redis://127.0.0.1:1/0")
     yield
@@ -62,7 +63,7 @@ def add_run(now: datetime, *, path: ExpiryRun.Path = COMMAND, took: timedelta = 
 # --- Trials ---
 
 
-def test_every_trial_is_due_or_in_grace_or_ending_soon_or_later_and_the_boundaries_are_the_rule_s(
+def test_every_trial_is_due_or_in_grace_or_ending_soon_or_later(
     now: datetime,
 ) -> None:
     for ends in (-DAY - TICK, -DAY, -TICK, timedelta(0), 7 * DAY - TICK, 7 * DAY):
@@ -77,10 +78,10 @@ def test_every_trial_is_due_or_in_grace_or_ending_soon_or_later_and_the_boundari
 
 
 def test_the_next_tick_is_the_next_full_hour(entry: PeriodicTask, now: datetime) -> None:
-    schedule = overview.schedule(now=now + 20 * MINUTE)
+    found = schedule.schedule(now=now + 20 * MINUTE)
 
-    assert schedule
-    assert (schedule.next_tick, schedule.late) == (now + HOUR, False)
+    assert found
+    assert (found.next_tick, found.late) == (now + HOUR, False)
 
 
 @pytest.mark.parametrize("ticked", [None, 2 * DAY])
@@ -88,20 +89,20 @@ def test_a_tick_at_a_local_hour_is_told_in_utc(entry: PeriodicTask, now: datetim
     entry.crontab = CrontabSchedule.objects.create(minute="30", hour="3", timezone="Asia/Tokyo")
     entry.last_run_at = ticked and now - ticked
     entry.save()
-    schedule = overview.schedule(now=now)
+    found = schedule.schedule(now=now)
 
-    assert schedule
-    assert schedule.next_tick == datetime(2026, 3, 1, 18, 30, tzinfo=UTC)
+    assert found
+    assert found.next_tick == datetime(2026, 3, 1, 18, 30, tzinfo=UTC)
 
 
 def test_an_interval_ticks_from_when_it_ticked_last(entry: PeriodicTask, now: datetime) -> None:
     entry.crontab, entry.interval = None, IntervalSchedule.objects.create(every=10, period=IntervalSchedule.MINUTES)
     entry.last_run_at = now - 4 * MINUTE
     entry.save()
-    schedule = overview.schedule(now=now)
+    found = schedule.schedule(now=now)
 
-    assert schedule
-    assert (schedule.next_tick, schedule.late) == (now + 6 * MINUTE, False)
+    assert found
+    assert (found.next_tick, found.late) == (now + 6 * MINUTE, False)
 
 
 @pytest.mark.parametrize(("minutes", "late"), [(1, False), (4, False), (6, True), (90, True)])
@@ -109,17 +110,15 @@ def test_beat_is_late_when_a_tick_is_missing_for_five_minutes(
     entry: PeriodicTask, now: datetime, minutes: int, late: bool
 ) -> None:
     PeriodicTask.objects.filter(pk=entry.pk).update(last_run_at=now - HOUR)
-    schedule = overview.schedule(now=now + minutes * MINUTE)
+    found = schedule.schedule(now=now + minutes * MINUTE)
 
-    assert schedule
-    assert schedule.late is late
+    assert found
+    assert found.late is late
 
 
-def test_a_disabled_entry_has_no_next_tick_and_nobody_is_asked_for_a_sign_of_life(
-    entry: PeriodicTask, now: datetime
-) -> None:
+def test_a_disabled_entry_has_no_next_tick_and_no_process_is_pinged(entry: PeriodicTask, now: datetime) -> None:
     PeriodicTask.objects.update(enabled=False)
-    figures = overview.look(now=now)
+    figures = overview.collect(now=now)
 
     assert figures.schedule
     assert (figures.schedule.next_tick, figures.processes) == (None, None)
@@ -128,7 +127,7 @@ def test_a_disabled_entry_has_no_next_tick_and_nobody_is_asked_for_a_sign_of_lif
 def test_a_schedule_without_an_entry_is_none(now: datetime) -> None:
     PeriodicTask.objects.all().delete()
 
-    assert overview.look(now=now).schedule is None
+    assert overview.collect(now=now).schedule is None
 
 
 # --- Processes ---
@@ -144,7 +143,7 @@ def test_a_broker_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
     with socket.create_server(("127.0.0.1", 0)) as mute, ThreadPoolExecutor(initializer=app.set_current) as thread:
         monkeypatch.setattr(app.conf, "broker_write_url", f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
 
-        assert thread.submit(overview.processes).result(timeout=10) == overview.Processes(broker=False)
+        assert thread.submit(schedule.processes).result(timeout=10) == schedule.Processes(broker=False)
         mute.settimeout(0)
         mute.accept()[0].close()  # it did try
 
@@ -156,22 +155,22 @@ def test_a_living_beat_and_worker_are_counted(
 ) -> None:
     monkeypatch.setattr(app.conf, "broker_write_url", broker)
 
-    def answers() -> overview.Processes | None:
+    def answers() -> schedule.Processes | None:
         cache.clear()
-        found = overview.processes()
+        found = schedule.processes()
         return found if found.beats and found.workers else None
 
     with celery("worker", "--pool=solo"), celery("beat"):
         found = servers.wait_for("an answer of both", answers)
 
-    assert found == overview.Processes(broker=True, beats=1, workers=1)
+    assert found == schedule.Processes(broker=True, beats=1, workers=1)
 
 
-def test_they_are_asked_once_for_many_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    overview.processes()
-    monkeypatch.setattr(overview, "_ping", pytest.fail)
+def test_processes_are_pinged_once_for_many_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule.processes()
+    monkeypatch.setattr(schedule, "_ping", pytest.fail)
 
-    overview.processes()
+    schedule.processes()
 
 
 # --- Paths ---
@@ -187,7 +186,7 @@ def test_the_paths_are_summed_up_side_by_side(now: datetime) -> None:
     last = add_run(now - HOUR, status=ExpiryRun.Status.RUNNING, finished=None)
     celery = add_run(now - 40 * DAY, path=CELERY)
 
-    by_command, by_celery = overview.look(now=now).paths
+    by_command, by_celery = overview.collect(now=now).paths
 
     assert by_command == overview.PathFigures(
         path=COMMAND,
@@ -210,7 +209,7 @@ def test_lateness_is_from_due_to_the_run_and_for_each_path_its_own(now: datetime
         AccountFactory.create(trial_ends_at=now - DAY - late)
         services.expire_trials(path=path, now=now)
 
-    by_command, by_celery = overview.look(now=now + HOUR).paths
+    by_command, by_celery = overview.collect(now=now + HOUR).paths
 
     assert (by_command.median_lateness, by_command.worst_lateness) == (10 * MINUTE, 6 * HOUR)
     assert (by_celery.median_lateness, by_celery.worst_lateness) == (20 * MINUTE, 20 * MINUTE)
@@ -225,7 +224,7 @@ def test_lateness_is_taken_from_a_bounded_sample_of_those_expired_last(
     make_accounts(3, ended=DAY, now=now)
     run = services.expire_trials(path=COMMAND, now=now + HOUR)
 
-    assert overview.look(now=now + 2 * HOUR).paths[0].worst_lateness == HOUR
+    assert overview.collect(now=now + 2 * HOUR).paths[0].worst_lateness == HOUR
     assert overview.lateness([run]) == [HOUR, HOUR]
 
 
@@ -236,7 +235,7 @@ def test_expirations_are_drawn_by_day_and_path_less_what_was_undone(now: datetim
     add_run(now, expired_count=3)
     add_run(now - DAY, expired_count=10, undone_count=6, status=ExpiryRun.Status.UNDONE)
     add_run(now - DAY, path=CELERY, expired_count=4)
-    chart = overview.look(now=now).expired
+    chart = overview.collect(now=now).expired
 
     assert (len(chart.bars), chart.bars[0].day, chart.bars[-1].day) == (31, date(2026, 1, 30), date(2026, 3, 1))
     assert (chart.series, chart.bars[-1].counts, chart.bars[-2].counts) == (["command", "celery"], [3, 0], [4, 4])
@@ -253,7 +252,7 @@ def test_trials_are_drawn_on_the_day_they_end(now: datetime) -> None:
         timedelta(days=30, hours=12),
     ):
         AccountFactory.create(trial_ends_at=now + ends)
-    chart = overview.look(now=now).ending
+    chart = overview.collect(now=now).ending
 
     assert {bar.day: bar.count for bar in chart.bars if bar.count} == {
         date(2026, 3, 1): 1,
@@ -264,14 +263,14 @@ def test_trials_are_drawn_on_the_day_they_end(now: datetime) -> None:
 
 def test_bars_are_stacked_from_the_bottom_and_the_smallest_can_be_seen() -> None:
     day = date(2026, 3, 1)
-    chart = overview.chart([day, day + DAY], {"a": {day: 750, day + DAY: 1}, "b": {day: 250}})
+    chart = charts.stacked_bars([day, day + DAY], {"a": {day: 750, day + DAY: 1}, "b": {day: 250}})
 
-    assert [(part.series, part.y, part.height) for part in chart.bars[0].parts] == [("a", 250, 750), ("b", 0, 250)]
-    assert [(part.series, part.y, part.height) for part in chart.bars[1].parts] == [("a", 990, 10)]
+    drawn = [[(segment.series, segment.y, segment.height) for segment in bar.segments] for bar in chart.bars]
+    assert drawn == [[("a", 250, 750), ("b", 0, 250)], [("a", 990, 10)]]
 
 
 def test_a_chart_of_nothing_is_empty(now: datetime) -> None:
-    assert overview.look(now=now).expired.total == 0
+    assert overview.collect(now=now).expired.total == 0
 
 
 @pytest.mark.parametrize(
@@ -306,14 +305,13 @@ def test_a_refused_run_is_shown_with_its_words_until_a_run_succeeds(admin_client
     refuse(now)
 
     page = admin_client.get("/admin/").content.decode()
-    assert "The fuse has refused" in page
-    assert "2 runs</a> since one last succeeded" in page
+    assert "2 runs</a> were refused since one last succeeded" in page
     assert "2 accounts are due and at most 1 may expire in one run" in page
     assert escape(ExpiryRun.objects.latest("pk").error) in page
 
     services.expire_trials(path=COMMAND, now=now + SECOND, max_accounts=2)
     page = admin_client.get("/admin/").content.decode()
-    assert "The fuse" not in page
+    assert "refused since" not in page
     assert "Trials are being expired." in page
 
 
@@ -353,7 +351,7 @@ def test_the_overview_asks_as_many_queries_for_many_runs_as_for_few(
         add_run(now - hours * HOUR, path=CELERY if hours % 2 else COMMAND, expired_count=1)
 
     with django_assert_max_num_queries(15):
-        overview.look(now=now)
+        overview.collect(now=now)
 
 
 @pytest.mark.postgres
@@ -364,7 +362,7 @@ def test_only_the_count_of_expired_accounts_reads_their_whole_table(now: datetim
     fill_tables(20_000)
     with connection.cursor() as cursor:
         with CaptureQueriesContext(connection) as asked:
-            overview.look(now=now)
+            overview.collect(now=now)
         about_accounts = [query["sql"] for query in asked if 'FROM "accounts_account"' in query["sql"]]
         scanned = []
         for sql in about_accounts:

@@ -11,11 +11,15 @@ from pytest_django.live_server_helper import LiveServer
 
 @pytest.fixture
 def page(browser: Browser, live_server: LiveServer) -> Iterator[Page]:
-    """A page of its own session, as wide as a desktop's; an error in its scripts fails the test."""
+    """A page of its own session, as wide as a desktop's.
+
+    An error in its scripts, or a violation of the content security policy, fails the test.
+    """
     errors: list[str] = []
     with browser.new_context(base_url=live_server.url, viewport={"width": 1280, "height": 900}) as context:
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(error.message))
+        page.on("console", lambda line: errors.append(line.text) if "Content Security Policy" in line.text else None)
         yield page
     assert errors == []
 

@@ -3,12 +3,14 @@
 from datetime import timedelta
 
 import pytest
+from axes.models import AccessAttempt
+from django.contrib.admin import site
 from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from accounts import services
 from accounts.models import Account, ExpiryRun
-from tests.factories import make_accounts
+from tests.factories import NoticeFactory, make_accounts
 from users.models import User
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -102,3 +104,18 @@ def test_an_operator_undoes_a_run_after_reading_what_that_means(run: ExpiryRun, 
 
     expect(overview.get_by_text("Undone: 3 accounts are back on trial, extended by 7 days.").first).to_be_visible()
     assert not Account.objects.due(timezone.now()).exists()
+
+
+def test_no_page_violates_the_content_security_policy(run: ExpiryRun, overview: Page) -> None:
+    account = run.accounts.latest("pk")
+    NoticeFactory.create(account=account, next_attempt=timezone.now())
+    AccessAttempt.objects.create(username="guess", ip_address="192.0.2.1", failures_since_start=1)
+    pages = [f"/admin/accounts/expiryrun/{run.pk}/undo/", f"/admin/users/user/{account.user_id}/delete/"]
+    pages += ["/admin/password_change/", "/admin/users/user/add/", "/admin/django_celery_beat/periodictask/add/"]
+    for model in site._registry:
+        changelist = f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
+        row = model._default_manager.first()
+        pages += [changelist] + ([f"{changelist}{row.pk}/change/"] if row else [])
+
+    # A violation shows in the console, which the fixture reads.
+    assert {page for page in pages if (answer := overview.goto(page)) and answer.status != 200} == set()

@@ -1,0 +1,79 @@
+"""Celery's part of the overview: the entry in beat's schedule, and the processes that answer.
+
+Imported only where django_celery_beat is installed.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from celery import current_app
+from django.core.cache import cache
+from django_celery_beat.models import PeriodicTask
+
+from accounts import tasks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """The entry in beat's schedule that expires trials."""
+
+    entry: PeriodicTask
+    next_tick: datetime | None
+    """None when the entry is disabled."""
+    late: bool
+    """Beat has sent a tick before, and has not sent the one that was due since."""
+
+
+BEAT_MAY_LAG = timedelta(minutes=5)
+
+
+def entry() -> PeriodicTask | None:
+    """The entry that expires trials; if there are several, an enabled one."""
+    entries = PeriodicTask.objects.select_related("crontab", "interval", "solar", "clocked")
+    return entries.filter(task=tasks.expire_trials.name).order_by("-enabled", "pk").first()
+
+
+def schedule(*, now: datetime) -> Schedule | None:
+    """When beat ticks next, and whether it has missed a tick; None when the schedule has no entry for it."""
+    found = entry()
+    if not found:
+        return None
+    if not found.enabled:
+        return Schedule(entry=found, next_tick=None, late=False)
+    ticks = found.schedule
+    ticks.nowfun = lambda: now
+    next_tick = now + timedelta(seconds=ticks.is_due(found.last_run_at or now).next)
+    ticks.nowfun = lambda: now - BEAT_MAY_LAG
+    late = found.last_run_at is not None and ticks.is_due(found.last_run_at).is_due
+    return Schedule(entry=found, next_tick=next_tick.replace(microsecond=0), late=late)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Processes:
+    """The processes that answered a ping through the broker."""
+
+    broker: bool
+    """Whether the broker itself could be reached."""
+    beats: int = 0
+    workers: int = 0
+
+
+PING_SECONDS = 0.5
+
+
+def processes() -> Processes:
+    """Ping every worker and beat. Takes a second at most, and is done at most every 15 seconds."""
+    return cache.get_or_set("accounts.admin.processes", _ping, 15) or Processes(broker=False)
+
+
+def _ping() -> Processes:
+    # A page waits twice at most for a broker that is away: to connect, and for an answer.
+    short = {"socket_connect_timeout": PING_SECONDS, "socket_timeout": PING_SECONDS, "max_retries": 0}
+    try:
+        with current_app.connection_for_write(transport_options=short) as broker:
+            answers = current_app.control.ping(timeout=PING_SECONDS, connection=broker)
+    except Exception:  # whatever is wrong with the broker or its URL, the page is shown
+        return Processes(broker=False)
+    names = [name for answer in answers or () for name in answer]
+    beats = sum(name.startswith("celerybeat@") for name in names)
+    return Processes(broker=True, beats=beats, workers=len(names) - beats)

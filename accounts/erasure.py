@@ -1,0 +1,59 @@
+"""Erase a person: the user with the account and its notices, and the name wherever else it is written."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from django.apps import apps
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.db import transaction
+from django.db.models import QuerySet
+
+from accounts.models import Account, ExpiryRun, Notice
+
+if TYPE_CHECKING:
+    from django.contrib.admin.models import LogEntry
+
+ERASED = "(erased)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traces:
+    """What the database holds of a person."""
+
+    accounts: QuerySet[Account]
+    notices: QuerySet[Notice]
+    undone: QuerySet[ExpiryRun]
+    """Runs that the person undid: the ledger has the user name."""
+    log: "QuerySet[LogEntry] | None"
+    """The admin's entries about the person; None where the admin is not installed."""
+
+
+def traces(*, user: AbstractBaseUser) -> Traces:
+    """Find what the database holds of the person, besides the user's own row and what points to it."""
+    return Traces(
+        accounts=Account.objects.filter(user=user.pk),
+        notices=Notice.objects.filter(account__user=user.pk),
+        undone=ExpiryRun.objects.filter(undone_by=user.get_username()),
+        log=_log_entries(user) if apps.is_installed("django.contrib.admin") else None,
+    )
+
+
+def _log_entries(user: AbstractBaseUser) -> "QuerySet[LogEntry]":
+    from django.contrib.admin.models import LogEntry
+    from django.contrib.contenttypes.models import ContentType
+
+    return LogEntry.objects.filter(content_type=ContentType.objects.get_for_model(user), object_id=str(user.pk))
+
+
+def erase(*, user: AbstractBaseUser) -> None:
+    """Delete the user, the account and its notices; the name in the admin's log and in the ledger becomes "(erased)".
+
+    The counts of runs stay: in the ledger's sums a deleted account counts like one that was extended since. What the
+    user did in the admin goes with the user.
+    """
+    with transaction.atomic():
+        found = traces(user=user)
+        found.undone.update(undone_by=ERASED)
+        if found.log is not None:
+            found.log.update(object_repr=ERASED, change_message="")
+        user.delete()

@@ -1,0 +1,54 @@
+"""The admin site: Django's own, with the overview as its first page and 400 for a list that cannot be asked for."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from django.contrib import admin
+from django.core.exceptions import BadRequest
+from django.db import DataError
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.template.response import TemplateResponse
+
+from accounts.ledger import database_now
+
+View = TypeVar("View", bound=Callable[..., HttpResponseBase])
+
+
+class OperatorSite(admin.AdminSite):
+    """Shows the overview, above the list of apps, to users with the permission to view accounts and runs."""
+
+    site_header = site_title = "Trial expiry"
+    index_title = "Overview"
+    index_template = "admin/overview.html"
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
+        """The first page."""
+        from accounts.admin import overview  # late, because accounts.admin registers with this site
+
+        context = dict(extra_context or {})
+        if request.user.has_perms(["accounts.view_account", "accounts.view_expiryrun"]):
+            context["overview"] = overview.collect(now=database_now())
+        return super().index(request, context)
+
+    def admin_view(self, view: View, cacheable: bool = False) -> View:
+        """Guard the lists of every model, those of other apps too."""
+        return super().admin_view(refuse_junk(view) if view.__name__ == "changelist_view" else view, cacheable)
+
+
+def refuse_junk(view: View) -> View:
+    """Answer 400 where a value in the request is none that its column can have.
+
+    Django does so for most lookups. It does not for some that fail only in the database, such as a year of 99999, nor
+    for the keys that an action selects.
+    """
+
+    @wraps(view)
+    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        try:
+            return view(request, *args, **kwargs)
+        except (ValueError, OverflowError, DataError) as error:
+            raise BadRequest("The list cannot be filtered by, or the action applied to, these values.") from error
+
+    return cast("View", guarded)

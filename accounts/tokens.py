@@ -1,0 +1,33 @@
+"""``METRICS_TOKEN``: the bearer token with which monitoring reads metrics and particulars. Guessing it is throttled."""
+
+from django.conf import settings
+from django.core.cache import cache
+from django.http import HttpRequest
+from django.utils.crypto import constant_time_compare
+
+ATTEMPTS, PERIOD = 10, 60
+"""After so many wrong tokens from one address no token from it is accepted until the seconds since the first are over.
+
+Counted in Django's default cache: by default each process counts for itself.
+"""
+
+
+def brings_token(request: HttpRequest) -> bool:
+    """Whether the request brings the token. A wrong one is counted against the address it comes from."""
+    header = request.headers.get("Authorization", "")
+    if not settings.METRICS_TOKEN or not header or is_throttled(request):
+        return False
+    if constant_time_compare(header, f"Bearer {settings.METRICS_TOKEN}"):
+        return True
+    if not cache.add(_key(request), 1, PERIOD):
+        cache.incr(_key(request))
+    return False
+
+
+def is_throttled(request: HttpRequest) -> bool:
+    """Whether too many wrong tokens came from this address lately."""
+    return int(cache.get(_key(request), 0)) >= ATTEMPTS
+
+
+def _key(request: HttpRequest) -> str:
+    return f"accounts.wrong_tokens.{request.META.get('REMOTE_ADDR', '')}"

@@ -1,0 +1,49 @@
+"""The health pages, for load balancers and monitoring: does this process work, and are trials being expired?"""
+
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import Error, connection
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.http import require_safe
+
+from accounts import health
+from accounts.ledger import database_now
+from accounts.tokens import brings_token
+
+DATABASE_AWAY = "The database does not answer."
+
+
+@require_safe
+def process(request: HttpRequest) -> HttpResponse:
+    """Whether this process reaches the database."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except Error:
+        return answer(DATABASE_AWAY, healthy=False)
+    return answer("The database answers.", healthy=True)
+
+
+@require_safe
+def expiry(request: HttpRequest) -> HttpResponse:
+    """Whether trials are being expired; why not is only for staff and for whoever brings ``METRICS_TOKEN``."""
+    try:
+        problems = health.problems(now=database_now(), max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS))
+        if brings_token(request) or getattr(request.user, "is_staff", False):
+            return answer(*(problems or [f"Trials are being expired: {health.last_success()}."]), healthy=not problems)
+    except Error:
+        return answer(DATABASE_AWAY, healthy=False)
+    if problems:
+        return answer("Trial expiry has a problem. ./manage.py check_expiry and the admin say which.", healthy=False)
+    return answer("Trials are being expired.", healthy=True)
+
+
+def answer(*sentences: str, healthy: bool) -> HttpResponse:
+    """The sentences as text, with status 200 or 503."""
+    return HttpResponse(
+        "".join(f"{sentence}\n" for sentence in sentences),
+        status=200 if healthy else 503,
+        content_type="text/plain; charset=utf-8",
+        headers={"Cache-Control": "no-store"},
+    )
