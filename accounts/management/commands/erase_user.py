@@ -6,7 +6,7 @@ from django.contrib.auth import get_user_model
 from django.core.management.base import CommandError, CommandParser
 
 from accounts import erasure
-from accounts.management.base import BAD_INPUT, FAILED, TrialCommand, explained, refuse_unapplied_migrations
+from accounts.management.base import BAD_INPUT, FAILED, TrialCommand
 
 
 class Command(TrialCommand):
@@ -15,24 +15,25 @@ class Command(TrialCommand):
         "Shows what would go, and asks. Exit codes: 0 erased, 1 not erased, 2 bad input, such as an unknown address."
     )
 
+    work = "erasure"
+    lasting = "Nothing was changed by it; run it again."
+
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("email", metavar="EMAIL", help="The whole address, in upper or lower case.")
         parser.add_argument("--yes", action="store_true", help="Do not ask.")
 
     def handle(self, *args: Any, email: str, yes: bool = False, **options: Any) -> None:
         model = get_user_model()
-        with explained(failed="The erasure failed", then="Nothing was changed by it. Run it again."):
-            refuse_unapplied_migrations()
-            users = list(model._default_manager.filter(**{f"{model.get_email_field_name()}__iexact": email}))
-            if not email or not users:
-                raise CommandError(f"No user has the e-mail address {email!r}.", returncode=BAD_INPUT)
-            for user in users:
-                self.show(user)
-            if not yes and not confirmed():
-                raise CommandError("Nothing was erased. Answer y, or add --yes.", returncode=FAILED)
-            for user in users:
-                erasure.erase(user=user)
-                self.stdout.write("Erased.")
+        users = list(model._default_manager.filter(**{f"{model.get_email_field_name()}__iexact": email}))
+        if not email or not users:
+            raise CommandError(f"No user has the e-mail address {email!r}.", returncode=BAD_INPUT)
+        for user in users:
+            self.show(user)
+        if not yes and not confirmed():
+            raise CommandError("Nothing was erased. Answer y, or add --yes.", returncode=FAILED)
+        for user in users:
+            erasure.erase(user=user)
+            self.stdout.write("Erased.")
 
     def show(self, user: Any) -> None:
         """Say what is stored of the user."""
