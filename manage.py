@@ -6,15 +6,14 @@ import sys
 
 
 def main() -> None:
-    """Run a management command; a wrong setting is one line on stderr, not a traceback."""
+    """Run a management command."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
-    from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
-    try:
+    from project.start import one_line
+
+    with one_line():
         execute_from_command_line(sys.argv)
-    except ImproperlyConfigured as error:
-        sys.exit(f"manage.py: {error}")
 
 
 if __name__ == "__main__":

@@ -1,109 +1,179 @@
-"""System checks: a wrong trial setting stops every command, worker and beat before it can expire anybody."""
+"""System checks: a wrong setting stops every command, worker and beat before it can expire anybody."""
 
+import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from email.utils import parseaddr
+from functools import partial
 from itertools import pairwise
-from math import inf
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from django.apps import AppConfig
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, register, run_checks
+from django.core.exceptions import ImproperlyConfigured
 
-LOWEST = {"TRIAL_DAYS": 1, "TRIAL_GRACE_DAYS": 0, "TRIAL_LEDGER_DAYS": 1, "TRIAL_NOTICE_WINDOW_DAYS": 1}
+# Ten years: more days are a typing mistake, and with far more no date can be calculated.
+MOST_DAYS = 3650
+MOST_HOURS = 365 * 24
+UNSET = object()
 
 
-def _is_whole_number(value: object, lowest: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+class Rule(NamedTuple):
+    """What a setting must be: ``holds`` decides it, ``must_be`` says it."""
+
+    id: str
+    setting: str
+    holds: Callable[[Any], bool]
+    must_be: str
+    quoted: bool = True  # False for a secret
+
+
+def whole(value: object, lowest: int, highest: int) -> bool:
+    """Whether it is a whole number within these bounds; True and False are none."""
+    return type(value) is int and lowest <= value <= highest
+
+
+def reminders(value: object) -> bool:
+    """Whether these are whole days, each before the one that follows."""
+    return (
+        isinstance(value, list | tuple)
+        and all(whole(day, 1, MOST_DAYS) for day in value)
+        and all(day > following for day, following in pairwise(value))
+    )
+
+
+def public_site(value: object) -> bool:
+    """Whether customers, who are elsewhere, could reach this address."""
+    try:
+        url = urlsplit(str(value))
+        host = url.hostname or ""
+    except ValueError:
+        return False
+    try:
+        reachable = ipaddress.ip_address(host).is_global
+    except ValueError:
+        reachable = "." in host and not host.endswith((".localhost", ".local", ".internal"))
+    return url.scheme in {"http", "https"} and reachable
+
+
+def text(pattern: str) -> Callable[[Any], bool]:
+    """A test that a setting is text which this pattern matches as a whole."""
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def days(id: str, setting: str, lowest: int) -> Rule:  # noqa: A002 (as Django calls it)
+    """The rule of a setting that counts days."""
+    return Rule(
+        id,
+        setting,
+        partial(whole, lowest=lowest, highest=MOST_DAYS),
+        f"a whole number of days, {lowest} to {MOST_DAYS}",
+    )
+
+
+ONE_LINE = text(r"[^\x00-\x1f\x7f]*")  # a newline would begin another header of a mail
+RULES = [
+    days("E001", "TRIAL_DAYS", 1),
+    days("E001", "TRIAL_GRACE_DAYS", 0),
+    days("E001", "TRIAL_LEDGER_DAYS", 1),
+    days("E001", "TRIAL_NOTICE_WINDOW_DAYS", 1),
+    Rule(
+        "E002",
+        "TRIAL_EXPIRY_MAX",
+        lambda value: value is None or whole(value, 1, 10**9),
+        "a whole number of accounts, 1 to 1000000000, or not set, which is no limit",
+    ),
+    Rule(
+        "E003",
+        "TRIAL_RUN_MAX_AGE_HOURS",
+        lambda value: type(value) in {int, float} and 0 < value <= MOST_HOURS,
+        f"a number of hours above 0 and up to {MOST_HOURS}",
+    ),
+    Rule(
+        "E004",
+        "TRIAL_REMINDER_DAYS",
+        reminders,
+        f"whole numbers of days, 1 to {MOST_DAYS}, from high to low, each once, such as 7,1, or empty",
+    ),
+    Rule(
+        "E005",
+        "TRIAL_NOTICE_RATE",
+        lambda value: value is None or whole(value, 1, 10**6),
+        "a whole number of mails a minute, 1 to 1000000, or not set, which is no limit",
+    ),
+    Rule(
+        "E006",
+        "TRIAL_NOTICE_UNSUBSCRIBE",
+        text(r"|(mailto:|https?://)[^\s<>,\x00-\x20\x7f-\U0010ffff]+"),
+        "a link such as https://www.example.com/unsubscribe, or mailto:unsubscribe@example.com, or not set",
+    ),
+    Rule("E008", "DEFAULT_FROM_EMAIL", ONE_LINE, "one line, without control characters"),
+    Rule("E008", "SITE_NAME", ONE_LINE, "one line, without control characters"),
+    Rule("E009", "TRIAL_NOTICES", lambda value: type(value) is bool, "True or False"),
+]
+IN_PRODUCTION = [
+    Rule(
+        "E010",
+        "METRICS_TOKEN",
+        text(r"|[!-~]{32,}"),
+        "32 characters or more, without blanks, or not set, which switches the metrics off",
+        quoted=False,
+    ),
+]
+# Recorded as sent, and unknown to the customer.
+GOES_NOWHERE = {f"django.core.mail.backends.{name}.EmailBackend" for name in ("console", "dummy", "locmem")}
+WITH_NOTICES_ON = [
+    Rule(
+        "E007",
+        "DEFAULT_FROM_EMAIL",
+        lambda value: re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", parseaddr(str(value))[1]) is not None,
+        "an address that customers may see, such as Trials <trials@example.com>",
+    ),
+    Rule("E007", "SITE_URL", public_site, "where customers reach the site, such as https://www.example.com"),
+    Rule(
+        "E007",
+        "EMAIL_BACKEND",
+        lambda value: value not in GOES_NOWHERE,
+        "one that sends; mails would be recorded as sent and reach nobody. Set EMAIL_URL to a mail server",
+    ),
+]
 
 
 @register("accounts")
-def trial_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Days are whole and not negative, the fuse is unset or at least one account, an age is some time."""
-    errors: list[CheckMessage] = [
-        Error(
-            f"{name} is {getattr(settings, name)!r}; it must be a whole number of days, {lowest} or more.",
-            hint=f"Set {name} in the environment, or leave it out for the default.",
-            id="accounts.E001",
-        )
-        for name, lowest in LOWEST.items()
-        if not _is_whole_number(getattr(settings, name), lowest)
-    ]
-    limit = settings.TRIAL_EXPIRY_MAX
-    if limit is not None and not _is_whole_number(limit, 1):
-        errors.append(
-            Error(
-                f"TRIAL_EXPIRY_MAX is {limit!r}; it must be a whole number of accounts, 1 or more, or not set.",
-                hint="It is the most accounts one run may expire. Leave it out to have no limit.",
-                id="accounts.E002",
-            )
-        )
-    hours = settings.TRIAL_RUN_MAX_AGE_HOURS
-    if not isinstance(hours, int | float) or not 0 < hours < inf:
-        errors.append(
-            Error(
-                f"TRIAL_RUN_MAX_AGE_HOURS is {hours!r}; it must be a number of hours above 0.",
-                hint="It is how old the last success may be before check_expiry and /health/expiry/ raise the alarm.",
-                id="accounts.E003",
-            )
-        )
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Every setting that ``accounts`` reads is there and makes sense; production is held to more than development."""
+    errors = _broken(RULES)
+    if not settings.DEBUG:
+        errors += _broken(IN_PRODUCTION, " in production")
+        if getattr(settings, "TRIAL_NOTICES", False):
+            errors += _broken(WITH_NOTICES_ON, " while TRIAL_NOTICES is on")
     return errors
 
 
-@register("accounts")
-def notice_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Reminders come one after the other, the rate is unset or some mails, and in production mails go somewhere."""
+def require_valid_settings() -> None:
+    """Stop a process for which Django runs no system checks: a worker, beat, a web server.
+
+    Raises:
+        ImproperlyConfigured: a system check of ``accounts`` found errors; one line holds all of them.
+    """
+    errors = run_checks(tags=["accounts"])
+    if messages := [error.msg for error in errors if error.is_serious() and not error.is_silenced()]:
+        raise ImproperlyConfigured(" ".join(messages))
+
+
+def _broken(rules: Sequence[Rule], when: str = "") -> list[CheckMessage]:
     errors: list[CheckMessage] = []
-    days = settings.TRIAL_REMINDER_DAYS
-    if not all(_is_whole_number(day, 1) for day in days) or any(day <= following for day, following in pairwise(days)):
-        errors.append(
-            Error(
-                f"TRIAL_REMINDER_DAYS is {days!r}; it must be whole numbers of days, 1 or more, from high to low, "
-                "each once.",
-                hint="For a week and a day before the trial ends, set it to 7,1; leave it empty for no reminders.",
-                id="accounts.E004",
+    for rule in rules:
+        value = getattr(settings, rule.setting, UNSET)
+        if value is UNSET or not rule.holds(value):
+            shown = "missing" if value is UNSET else f"{value!r:.200}" if rule.quoted else "not safe"
+            errors.append(
+                Error(
+                    f"{rule.setting} is {shown}{when}; it must be {rule.must_be}.",
+                    hint="`from accounts.defaults import *`, first in the settings, gives each its default.",
+                    id=f"accounts.{rule.id}",
+                )
             )
-        )
-    rate = settings.TRIAL_NOTICE_RATE
-    if rate is not None and not _is_whole_number(rate, 1):
-        errors.append(
-            Error(
-                f"TRIAL_NOTICE_RATE is {rate!r}; it must be a whole number of mails a minute, 1 or more, or not set.",
-                hint="It is the most that one process sends. Leave it out to have no limit.",
-                id="accounts.E005",
-            )
-        )
-    unsubscribe = settings.TRIAL_NOTICE_UNSUBSCRIBE
-    if unsubscribe and not re.fullmatch(r"(mailto:|https?://)[^\s<>,]+", unsubscribe):
-        errors.append(
-            Error(
-                f"TRIAL_NOTICE_UNSUBSCRIBE is {unsubscribe!r}; it must be a link or mailto:, or not set.",
-                hint="Such as https://www.example.com/unsubscribe or mailto:unsubscribe@example.com.",
-                id="accounts.E006",
-            )
-        )
-    if settings.TRIAL_NOTICES and not settings.DEBUG:
-        errors += _where_mails_go()
     return errors
-
-
-def _where_mails_go() -> list[CheckMessage]:
-    wrong = []
-    sender = parseaddr(settings.DEFAULT_FROM_EMAIL)[1]
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", sender):
-        wrong.append(
-            ("DEFAULT_FROM_EMAIL", "it must be an address that customers may see, such as Trials <t@example.com>")
-        )
-    if not re.match(r"https?://(?!localhost\b|127\.)[^\s/]", settings.SITE_URL):
-        wrong.append(("SITE_URL", "it must be where customers reach the site, such as https://www.example.com"))
-    if settings.EMAIL_BACKEND == "django.core.mail.backends.console.EmailBackend":
-        wrong.append(("EMAIL_BACKEND", "mails would be printed, and recorded as sent; set EMAIL_URL to a mail server"))
-    return [
-        Error(
-            f"{name} is {getattr(settings, name)!r} while TRIAL_NOTICES is on; {why}.",
-            hint="Set it in the environment, or switch TRIAL_NOTICES off.",
-            id="accounts.E007",
-        )
-        for name, why in wrong
-    ]

@@ -4,30 +4,35 @@ import logging
 import os
 from typing import Any
 
+import django
 from celery import Celery
-from celery.signals import after_setup_logger, after_setup_task_logger, beat_init, worker_init
+from celery.loaders.app import AppLoader
+from celery.signals import after_setup_logger, after_setup_task_logger
 from django.conf import settings
-from django.core.management.base import BaseCommand, SystemCheckError
+
+from project.start import one_line
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
-app = Celery("project")
+
+class Loader(AppLoader):
+    """Loads the settings for Celery; a wrong one ends the process with one line, where Celery shows a traceback."""
+
+    def config_from_object(self, obj: Any, silent: bool = False) -> None:
+        """Read the settings, for every command of Celery."""
+        with one_line():
+            super().config_from_object(obj, silent)
+
+    def init_worker(self) -> None:
+        """Load the apps, which check their settings. Both worker and beat call this before they do or log anything."""
+        with one_line():
+            django.setup()
+        super().init_worker()
+
+
+app = Celery("project", loader="project.celery:Loader")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
-
-
-@worker_init.connect
-@beat_init.connect
-def refuse_to_start_misconfigured(**_: Any) -> None:
-    """Stop the worker or beat when a system check finds an error; by itself Celery runs them and drops the result.
-
-    Raises:
-        SystemExit: naming every setting that is wrong.
-    """
-    try:
-        BaseCommand().check(tags=["accounts"])
-    except SystemCheckError as error:
-        raise SystemExit(str(error)) from None
 
 
 @after_setup_logger.connect

@@ -6,100 +6,68 @@ With nothing set this is a development machine: SQLite, debug pages, a throwaway
 Docker image sets, is production: there a missing or insecure setting stops the start and is named.
 """
 
-from collections.abc import Callable
+import os
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from urllib.parse import quote
 
-import environ
 from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 
+from accounts import defaults
+from project import environment, service_urls
+from project.environment import boolean, decimal, listed, one_of, whole, within
+
 BASE_DIR = Path(__file__).resolve().parent.parent
-T = TypeVar("T")
 
-env = environ.Env()
-env.read_env(env.str("DJANGO_ENV_FILE", default=str(BASE_DIR / ".env")))
-
-
-def read(cast: Callable[..., T], name: str, default: T) -> T:
-    """The variable ``name`` as ``cast`` reads it, or ``default`` where it is not set or empty.
-
-    Raises:
-        ImproperlyConfigured: the value cannot be read; the message names the variable and quotes it.
-    """
-    if not env.str(name, default=""):
-        return default
-    try:
-        return cast(name)
-    except (ValueError, ImproperlyConfigured) as error:
-        raise ImproperlyConfigured(f"{name}={env.str(name)!r} cannot be read: {error}.") from None
-
-
-def required_in_production(name: str, why: str) -> None:
-    """Raise ImproperlyConfigured, saying why, when ``name`` is not set and this is production."""
-    if not DEBUG and not env.str(name, default=""):
-        raise ImproperlyConfigured(f"{name} is not set. {why} (DJANGO_DEBUG=1 is for development only.)")
-
+_env_file = os.environ.get("DJANGO_ENV_FILE")
+environment.read_file(Path(_env_file or BASE_DIR / ".env"), must_exist=bool(_env_file))
+env = environment.Environment(os.environ)
 
 # --- What kind of machine this is ---
 
-DEBUG = read(env.bool, "DJANGO_DEBUG", True)
-
-required_in_production(
-    "DJANGO_SECRET_KEY", "Generate one: python -c 'import secrets; print(secrets.token_urlsafe(50))'"
+DEBUG = env.read("DJANGO_DEBUG", boolean, default=True)
+if not DEBUG:
+    env.require("DJANGO_SECRET_KEY", "Generate one: python -c 'import secrets; print(secrets.token_urlsafe(50))'")
+SECRET_KEY = env.read(
+    "DJANGO_SECRET_KEY",
+    str if DEBUG else environment.signing_key,
+    default="development-only-and-refused-in-production-change-me",
+    secret=True,
 )
-SECRET_KEY = read(env.str, "DJANGO_SECRET_KEY", "development-only-and-refused-in-production-change-me")
-if not DEBUG and (len(SECRET_KEY) < 50 or "change-me" in SECRET_KEY):
-    raise ImproperlyConfigured(
-        "DJANGO_SECRET_KEY is a placeholder or shorter than 50 characters. "
-        "Generate one: python -c 'import secrets; print(secrets.token_urlsafe(50))'"
-    )
-
-required_in_production("DJANGO_ALLOWED_HOSTS", "List the host names this site answers to, such as trials.example.com.")
-ALLOWED_HOSTS = read(env.list, "DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+if not DEBUG:
+    env.require("DJANGO_ALLOWED_HOSTS", "List the host names this site answers to, such as trials.example.com.")
+ALLOWED_HOSTS = env.read("DJANGO_ALLOWED_HOSTS", listed(environment.host), default=["localhost", "127.0.0.1", "[::1]"])
 if not DEBUG and "*" in ALLOWED_HOSTS:
     raise ImproperlyConfigured("DJANGO_ALLOWED_HOSTS is '*', which lets anybody forge links. List the host names.")
-CSRF_TRUSTED_ORIGINS: list[str] = read(env.list, "DJANGO_CSRF_TRUSTED_ORIGINS", [])
+CSRF_TRUSTED_ORIGINS: list[str] = env.read("DJANGO_CSRF_TRUSTED_ORIGINS", listed(environment.origin), default=[])
 
-# --- The rule ---
+# --- The rule. accounts/defaults.py says what these mean, accounts/checks.py within which bounds. ---
 
-TRIAL_DAYS = read(env.int, "TRIAL_DAYS", 60)
-TRIAL_GRACE_DAYS = read(env.int, "TRIAL_GRACE_DAYS", 1)
-# The fuse: a run that finds more accounts due than this refuses to touch any. Unset, nothing is refused.
-TRIAL_EXPIRY_MAX = read(env.int, "TRIAL_EXPIRY_MAX", None)
-# Alarm when no run succeeded for this long. Three ticks of the hourly schedule: one may fail unnoticed.
-TRIAL_RUN_MAX_AGE_HOURS = read(env.float, "TRIAL_RUN_MAX_AGE_HOURS", 3.0)
-# How long the ledger keeps runs that expired nobody.
-TRIAL_LEDGER_DAYS = read(env.int, "TRIAL_LEDGER_DAYS", 365)
+TRIAL_DAYS = env.read("TRIAL_DAYS", whole, defaults.TRIAL_DAYS)
+TRIAL_GRACE_DAYS = env.read("TRIAL_GRACE_DAYS", whole, defaults.TRIAL_GRACE_DAYS)
+TRIAL_EXPIRY_MAX = env.read("TRIAL_EXPIRY_MAX", whole, defaults.TRIAL_EXPIRY_MAX)
+TRIAL_RUN_MAX_AGE_HOURS = env.read("TRIAL_RUN_MAX_AGE_HOURS", decimal, defaults.TRIAL_RUN_MAX_AGE_HOURS)
+TRIAL_LEDGER_DAYS = env.read("TRIAL_LEDGER_DAYS", whole, defaults.TRIAL_LEDGER_DAYS)
 
 # --- Monitoring ---
 
-# Whoever asks for /metrics must bring it: "Authorization: Bearer ...". Unset, there is no such page.
-METRICS_TOKEN = read(env.str, "METRICS_TOKEN", "")
+METRICS_TOKEN = env.read("METRICS_TOKEN", str, defaults.METRICS_TOKEN, secret=True)
 
 # --- What customers are told ---
 
-TRIAL_NOTICES = read(env.bool, "TRIAL_NOTICES", False)
-# Set but empty means no reminders; not set means these.
-TRIAL_REMINDER_DAYS: list[int] = read(
-    partial(env.list, cast=int), "TRIAL_REMINDER_DAYS", [] if "TRIAL_REMINDER_DAYS" in env.ENVIRON else [7, 1]
+TRIAL_NOTICES = env.read("TRIAL_NOTICES", boolean, defaults.TRIAL_NOTICES)
+# Set but empty means no reminders.
+TRIAL_REMINDER_DAYS = env.read(
+    "TRIAL_REMINDER_DAYS", listed(whole), [] if "TRIAL_REMINDER_DAYS" in os.environ else defaults.TRIAL_REMINDER_DAYS
 )
-TRIAL_NOTICE_WINDOW_DAYS = read(env.int, "TRIAL_NOTICE_WINDOW_DAYS", 7)
-TRIAL_NOTICE_RATE = read(env.int, "TRIAL_NOTICE_RATE", None)  # mails a minute, of each process that sends
-TRIAL_NOTICE_UNSUBSCRIBE = read(env.str, "TRIAL_NOTICE_UNSUBSCRIBE", "")  # for the header List-Unsubscribe
-SITE_NAME = read(env.str, "SITE_NAME", "Trial expiry")
-SITE_URL = read(env.str, "SITE_URL", "http://localhost:8000")
+TRIAL_NOTICE_WINDOW_DAYS = env.read("TRIAL_NOTICE_WINDOW_DAYS", whole, defaults.TRIAL_NOTICE_WINDOW_DAYS)
+TRIAL_NOTICE_RATE = env.read("TRIAL_NOTICE_RATE", whole, defaults.TRIAL_NOTICE_RATE)
+TRIAL_NOTICE_UNSUBSCRIBE = env.read("TRIAL_NOTICE_UNSUBSCRIBE", str, defaults.TRIAL_NOTICE_UNSUBSCRIBE)
+SITE_NAME = env.read("SITE_NAME", str, defaults.SITE_NAME)
+SITE_URL = env.url("SITE_URL", service_urls.site, default=defaults.SITE_URL)
 
-_email_url = read(env.str, "EMAIL_URL", "consolemail://")
-try:
-    _email = env.email_url_config(_email_url)
-except (ValueError, ImproperlyConfigured) as error:
-    # Not quoted: it may hold a password.
-    raise ImproperlyConfigured(
-        f"EMAIL_URL cannot be read: {error}. Give something like smtp+tls://user:password@host:587."
-    ) from None
+_email = env.url("EMAIL_URL", service_urls.email, default="consolemail://")
 EMAIL_BACKEND = _email["EMAIL_BACKEND"]
 EMAIL_HOST, EMAIL_PORT = _email["EMAIL_HOST"], _email["EMAIL_PORT"]
 EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _email["EMAIL_HOST_USER"], _email["EMAIL_HOST_PASSWORD"]
@@ -108,7 +76,7 @@ EMAIL_FILE_PATH = _email["EMAIL_FILE_PATH"]
 # Seconds for each answer of the mail server. Generous, because a mail taken too slowly is sent once more: RFC 5321 asks
 # for 600. Bounded, because a batch of 60 seconds and a slow answer must come to less than a task's soft time limit.
 EMAIL_TIMEOUT = 120
-DEFAULT_FROM_EMAIL = read(env.str, "DEFAULT_FROM_EMAIL", "webmaster@localhost")
+DEFAULT_FROM_EMAIL = env.read("DEFAULT_FROM_EMAIL", str, default="webmaster@localhost")
 
 # --- Django ---
 
@@ -125,9 +93,10 @@ INSTALLED_APPS = [
     "django_celery_beat",
     "users",
     "accounts",
+    "project.apps.ProjectConfig",  # stops the start when a setting of accounts is wrong
     *(["sandbox", "comparison", "django_extensions"] if DEBUG else []),  # no place for throwaway servers in production
 ]
-BEHIND_PROXY = read(env.bool, "DJANGO_BEHIND_PROXY", False)
+BEHIND_PROXY = env.read("DJANGO_BEHIND_PROXY", boolean, default=False)
 MIDDLEWARE = [
     *(["project.middleware.client_address"] if BEHIND_PROXY else []),
     "django.middleware.security.SecurityMiddleware",
@@ -214,18 +183,18 @@ STORAGES = {
 if not DEBUG:
     SESSION_COOKIE_SECURE = True
     CSRF_COOKIE_SECURE = True
-    SECURE_SSL_REDIRECT = read(env.bool, "DJANGO_SSL_REDIRECT", True)
+    SECURE_SSL_REDIRECT = env.read("DJANGO_SSL_REDIRECT", boolean, default=True)
     SECURE_REDIRECT_EXEMPT = ["^health/", "^metrics$"]  # probes come from inside, over HTTP
-    SECURE_HSTS_SECONDS = read(env.int, "DJANGO_HSTS_SECONDS", 3600)
+    SECURE_HSTS_SECONDS = env.read("DJANGO_HSTS_SECONDS", within(0, 10 * 365 * 86400), default=3600)
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True
     # Only behind a proxy that sets, and never passes on, X-Forwarded-Proto: anybody else could forge it.
     if BEHIND_PROXY:
         SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
-LOG_FORMAT = read(env.str, "LOG_FORMAT", "line")  # Celery's processes obey it too, see project/celery.py
-if LOG_FORMAT not in {"line", "json"}:
-    raise ImproperlyConfigured(f"LOG_FORMAT={LOG_FORMAT!r} is neither line nor json.")
+# Celery's processes obey it too, see project/celery.py
+LOG_FORMAT = env.read("LOG_FORMAT", one_of("line", "json"), default="line")
+LOG_LEVEL = env.read("LOG_LEVEL", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), default="WARNING")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -235,41 +204,34 @@ LOGGING = {
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
     # Warnings only, so that cron mails somebody when there is something to read. Celery's own --loglevel rules there.
-    "root": {"handlers": ["stderr"], "level": read(env.str, "LOG_LEVEL", "WARNING").upper()},
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
 }
 
 # --- Database ---
 
-required_in_production("DATABASE_URL", "Give the PostgreSQL to use, such as postgres://user:password@host:5432/name.")
-_database_url = read(env.str, "DATABASE_URL", f"sqlite:///{BASE_DIR / 'db.sqlite3'}")
-if not _database_url.startswith(("postgres://", "postgresql://", "sqlite:///")):
-    # Not quoted: it may hold a password.
-    raise ImproperlyConfigured(
-        "DATABASE_URL must start with postgres:// or sqlite:///, and does not. Other databases are not tested."
-    )
-try:
-    _database = env.db_url_config(_database_url)
-except ValueError as error:
-    raise ImproperlyConfigured(f"DATABASE_URL cannot be read: {error}.") from None
+if not DEBUG:
+    env.require("DATABASE_URL", "Give the PostgreSQL to use, such as postgres://user:password@host:5432/name.")
+_database = env.url("DATABASE_URL", service_urls.database, default=f"sqlite:///{quote(str(BASE_DIR / 'db.sqlite3'))}")
 DATABASES = {"default": _database}
 if _database["ENGINE"] == "django.db.backends.postgresql":
     _database["CONN_MAX_AGE"] = 60  # seconds, for web; Celery closes its connections before and after every task
     _database["CONN_HEALTH_CHECKS"] = True
-    _database["OPTIONS"] = {"connect_timeout": 5, **_database.get("OPTIONS", {})}
+    _database["OPTIONS"] = {"connect_timeout": 5, **_database["OPTIONS"]}
 else:
     # WAL and IMMEDIATE: command, worker, beat and web share the file without "database is locked".
     _database["OPTIONS"] = {
         "timeout": 20,  # seconds
         "transaction_mode": "IMMEDIATE",
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
-        **_database.get("OPTIONS", {}),
+        **_database["OPTIONS"],
     }
 
 # --- Celery: the heavier path. Nothing here is read, and no broker is needed, on the path of cron and command. ---
 
-_redis_url = read(env.str, "REDIS_URL", "redis://localhost:6379/0")
-CELERY_BROKER_URL = read(env.str, "CELERY_BROKER_URL", _redis_url)
-CELERY_RESULT_BACKEND = read(env.str, "CELERY_RESULT_BACKEND", CELERY_BROKER_URL)  # only to close a run of many slices
+_redis_url = env.url("REDIS_URL", service_urls.broker, default="redis://localhost:6379/0")
+CELERY_BROKER_URL = env.url("CELERY_BROKER_URL", service_urls.broker, default=_redis_url)
+# Only to close a run of many slices.
+CELERY_RESULT_BACKEND = env.url("CELERY_RESULT_BACKEND", service_urls.result_backend, default=CELERY_BROKER_URL)
 CELERY_TASK_DEFAULT_QUEUE = "trial-expiry"  # a Redis shared with another project must not mix their tasks
 
 # UTC everywhere: a schedule in local time skips or doubles an hour when the clocks change.

@@ -1,0 +1,16 @@
+"""How a process ends that cannot start."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """End the process when a setting is wrong: one line on stderr that says which, no traceback, exit code 1."""
+    try:
+        yield
+    except ImproperlyConfigured as error:
+        sys.exit(f"Not started: {error}")
