@@ -23,11 +23,11 @@ class Loader(AppLoader):
         with one_line():
             super().config_from_object(obj, silent)
 
-    def init_worker(self) -> None:
-        """Load the apps, which check their settings. Both worker and beat call this before they do or log anything."""
+    def import_default_modules(self) -> Any:
+        """Load the apps, which check their settings. Worker and beat call this once, before they do or log anything."""
         with one_line():
             django.setup()
-        super().init_worker()
+        return super().import_default_modules()
 
 
 app = Celery("project", loader="project.celery:Loader")

@@ -140,7 +140,7 @@ def test_worker_and_beat_refuse_to_start_with_a_wrong_setting_and_name_it(
         assert process.wait(30) != 0
 
     log = (tmp_path / f"{role}.log").read_text()
-    assert "TRIAL_GRACE_DAYS is -1; it must be a whole number of days, 0 or more." in log
+    assert "TRIAL_GRACE_DAYS is -1; it must be a whole number of days, 0 to 3650." in log
 
 
 @pytest.mark.faults

@@ -319,9 +319,9 @@ def test_it_works_and_ends_the_same_with_no_broker_that_answers(manage_py: Manag
             {"DATABASE_URL": "postgres://nobody:secret@127.0.0.1:1/nowhere"},
             "CommandError: The database nowhere at 127.0.0.1 port 1 does not answer",
         ),
-        ({"DATABASE_URL": "mysql://root:secret@localhost/x"}, "DATABASE_URL must start with postgres:// or sqlite:///"),
-        ({"DATABASE_URL": "postgres://u:secret@h:port/x"}, "DATABASE_URL cannot be read"),
-        ({"TRIAL_DAYS": "sixty"}, "TRIAL_DAYS='sixty' cannot be read"),
+        ({"DATABASE_URL": "mysql://root:secret@localhost/x"}, "DATABASE_URL is not like postgres://"),
+        ({"DATABASE_URL": "postgres://u:secret@h:port/x"}, "DATABASE_URL is not like postgres://"),
+        ({"TRIAL_DAYS": "sixty"}, "TRIAL_DAYS='sixty' is not a whole number"),
         ({"DJANGO_DEBUG": "0"}, "DJANGO_SECRET_KEY is not set"),
     ],
     ids=["database down", "unknown scheme", "unreadable URL", "unreadable number", "no secret key"],
@@ -334,11 +334,9 @@ def test_a_wrong_environment_is_one_line_on_stderr(manage_py: ManagePy, wrong: d
 
 
 def test_trial_days_below_one_stop_the_command(manage_py: ManagePy) -> None:
-    result = manage_py("expire_trials", TRIAL_DAYS="0")
+    line = one_line(manage_py("expire_trials", TRIAL_DAYS="0"))
 
-    assert result.returncode == 1
-    assert "TRIAL_DAYS is 0; it must be a whole number of days, 1 or more." in result.stderr
-    assert "Traceback" not in result.stderr
+    assert line == "Not started: TRIAL_DAYS is 0; it must be a whole number of days, 1 to 3650."
     assert not ExpiryRun.objects.exists()
 
 

@@ -70,7 +70,7 @@ def test_what_libraries_attach_to_a_record_stays_out_of_the_json() -> None:
 def test_an_unknown_format_stops_the_start() -> None:
     result = manage("check", LOG_FORMAT="xml")
 
-    assert (result.returncode, result.stderr) == (1, "manage.py: LOG_FORMAT='xml' is neither line nor json.\n")
+    assert (result.returncode, result.stderr) == (1, "Not started: LOG_FORMAT='xml' is none of line, json.\n")
 
 
 # --- What is said ---

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -51,8 +52,11 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     )
 
 
+manage = partial(python, "manage.py")
+
+
 def test_production_passes_djangos_deployment_checks() -> None:
-    result = python("manage.py", "check", "--deploy", "--fail-level=INFO", **PRODUCTION)
+    result = manage("check", "--deploy", "--fail-level=INFO", **PRODUCTION)
 
     assert result.returncode == 0, result.stderr
 
