@@ -539,4 +539,4 @@ def test_the_settings_of_the_comparison_refuse_the_configured_database() -> None
     )
 
     assert result.returncode == 1
-    assert result.stderr.startswith("manage.py: comparison.settings are for scratch databases")
+    assert result.stderr.startswith("Not started: comparison.settings are for scratch databases")

@@ -17,6 +17,8 @@ from _pytest.mark.structures import ParameterSet
 from django.conf import settings as django_settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
 from django.test import override_settings
 from pytest_django import Settings
 
@@ -500,6 +502,13 @@ def test_a_setting_that_is_missing_is_an_error_of_the_check(settings: Settings, 
     found = checks.run_checks(tags=["accounts"])
 
     assert [error.msg.partition(";")[0] for error in found] == [f"{name} is missing"]
+
+
+def test_a_missing_setting_is_not_a_traceback_of_the_command_that_needs_it(settings: Settings) -> None:
+    del settings.TRIAL_RUN_MAX_AGE_HOURS
+
+    with pytest.raises(SystemCheckError, match="TRIAL_RUN_MAX_AGE_HOURS is missing"):
+        call_command("check_expiry", skip_checks=False)
 
 
 def test_the_defaults_pass_the_checks_in_a_project_that_takes_them_as_they_are(settings: Settings) -> None:

@@ -23,7 +23,7 @@ class Command(TrialCommand):
         parser.add_argument(
             "--max-age",
             type=types.hours,
-            default=settings.TRIAL_RUN_MAX_AGE_HOURS,
+            default=getattr(settings, "TRIAL_RUN_MAX_AGE_HOURS", None),  # where it is missing, the checks say so
             metavar="HOURS",
             help="How old the last success, and how overdue an account, may be (default: %(default)s).",
         )
