@@ -12,7 +12,7 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 DJANGO_DEBUG=0
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin trials
 WORKDIR /app
 COPY --from=packages /venv /venv
-COPY manage.py gunicorn.conf.py .
+COPY manage.py .
 COPY project project
 COPY users users
 COPY accounts accounts

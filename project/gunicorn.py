@@ -7,6 +7,7 @@ from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
+preload_app = True  # before there is a worker: a wrong setting ends gunicorn with one line, not each worker with many
 threads = 8  # of each process; each holds a connection to the database
 
 

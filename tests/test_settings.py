@@ -373,7 +373,7 @@ def test_no_env_file_beside_manage_py_is_needed(tmp_path: Path) -> None:
         ["manage.py", "migrate", "--check"],
         ["-m", "celery", "-A", "project", "worker", "--loglevel=INFO"],
         ["-m", "celery", "-A", "project", "beat", "--loglevel=INFO", "--pidfile="],
-        ["-m", "gunicorn", "project.wsgi", "--bind=127.0.0.1:0"],
+        ["-m", "gunicorn", "project.wsgi", "--config=project/gunicorn.py", "--bind=127.0.0.1:0"],
     ],
     ids=["command", "worker", "beat", "gunicorn"],
 )
