@@ -7,7 +7,7 @@ Docker image sets, is production: there a missing or insecure setting stops the 
 """
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +35,14 @@ def read(cast: Callable[..., T], name: str, default: T) -> T:
         return cast(name)
     except (ValueError, ImproperlyConfigured) as error:
         raise ImproperlyConfigured(f"{name}={env.str(name)!r} cannot be read: {error}.") from None
+
+
+def moment(text: str) -> datetime:
+    """A date and time with a time zone, in ISO 8601."""
+    value = datetime.fromisoformat(text)
+    if value.tzinfo is None:
+        raise ValueError("it has no time zone; add one, such as Z for UTC")
+    return value
 
 
 def required_in_production(name: str, why: str) -> None:
@@ -87,6 +95,8 @@ TRIAL_REMINDER_DAYS: list[int] = read(
     partial(env.list, cast=int), "TRIAL_REMINDER_DAYS", [] if "TRIAL_REMINDER_DAYS" in env.ENVIRON else [7, 1]
 )
 TRIAL_NOTICE_WINDOW_DAYS = read(env.int, "TRIAL_NOTICE_WINDOW_DAYS", 7)
+# A mail that fell due before this moment is not sent. After a restore: the moment of the restore.
+TRIAL_NOTICES_SINCE = read(lambda name: moment(env.str(name)), "TRIAL_NOTICES_SINCE", None)
 TRIAL_NOTICE_RATE = read(env.int, "TRIAL_NOTICE_RATE", None)  # mails a minute, of each process that sends
 TRIAL_NOTICE_UNSUBSCRIBE = read(env.str, "TRIAL_NOTICE_UNSUBSCRIBE", "")  # for the header List-Unsubscribe
 SITE_NAME = read(env.str, "SITE_NAME", "Trial expiry")
