@@ -35,6 +35,7 @@ from comparison.results import Result, Scenario
 from sandbox.mail_server import Mailbox
 from sandbox.servers import wait_for
 from tests import comparison_example
+from tests.conftest import NOW
 
 
 def on_server(configured: str, query: str, *parameters: str) -> list[Any]:
@@ -316,7 +317,7 @@ class InThisProcess(Contender):
         return 0.0
 
 
-UNSENT: dict[str, Any] = {"status": Notice.Status.PENDING, "sent": None}
+UNSENT: dict[str, Any] = {"status": Notice.Status.PENDING, "sent": None, "next_attempt": NOW}
 
 
 def fail() -> None:

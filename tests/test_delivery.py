@@ -48,7 +48,7 @@ def test_the_mails_arrive_over_one_connection_and_are_recorded(now: datetime, ma
     assert deliver_notices(now=now) == Delivery(finished=True)
 
 
-def test_a_mail_tells_the_end_and_the_time_that_is_really_left_in_text_and_html(
+def test_a_mail_tells_the_end_and_the_time_left_in_text_and_html(
     now: datetime, mailbox: Mailbox, settings: Settings
 ) -> None:
     settings.SITE_URL = "https://www.example.com/?a=1&b=2"
@@ -80,7 +80,7 @@ def test_the_last_reminder_says_so_in_words(now: datetime, mailbox: Mailbox, lef
     assert mailbox.mails[0]["Subject"] == f"Your Trial expiry trial ends {words}"
 
 
-def test_a_mail_says_that_a_machine_wrote_it_and_a_reminder_how_to_be_rid_of_them(
+def test_a_mail_is_marked_automatic_and_a_reminder_says_how_to_unsubscribe(
     now: datetime, mailbox: Mailbox, settings: Settings
 ) -> None:
     settings.TRIAL_NOTICE_UNSUBSCRIBE = "mailto:stop@example.com"
@@ -163,7 +163,7 @@ def test_who_is_no_longer_at_that_end_of_a_trial_is_not_reminded(now: datetime, 
         (DAY, DAY, "skipped"),  # the trial is over
     ],
 )
-def test_a_reminder_that_waited_until_the_next_one_or_the_end_overtook_it_is_skipped(
+def test_a_reminder_overtaken_by_the_next_or_the_end_is_skipped(
     now: datetime, mailbox: Mailbox, left: timedelta, late: timedelta, outcome: str
 ) -> None:
     trialing(left, now)
@@ -275,7 +275,7 @@ def address(mailbox: Mailbox, account: Account, address: str) -> None:
     ],
     ids=["recipient", "mail", "no address", "bad address", "header injection"],
 )
-def test_a_mail_that_is_refused_for_good_fails_alone_and_is_given_up_after_five_attempts_in_a_day(
+def test_a_mail_refused_for_good_fails_alone_and_is_given_up_in_a_day(
     now: datetime, mailbox: Mailbox, arrange: Any, what: str, error: str
 ) -> None:
     bad, good = expired(now), expired(now)
@@ -309,9 +309,7 @@ def test_a_mail_that_is_refused_for_good_fails_alone_and_is_given_up_after_five_
 # --- Refused for now ---
 
 
-def test_a_mail_that_is_put_off_is_tried_again_after_a_quarter_of_an_hour_and_never_given_up(
-    now: datetime, mailbox: Mailbox
-) -> None:
+def test_a_mail_put_off_is_tried_again_in_15_minutes_and_never_given_up(now: datetime, mailbox: Mailbox) -> None:
     account, other = expired(now), expired(now)
     notices.queue_notices(now=now)
     at_recipient(mailbox, account, "450 4.2.1 mailbox busy")
@@ -341,7 +339,7 @@ def test_a_mail_that_is_put_off_is_tried_again_after_a_quarter_of_an_hour_and_ne
         ("at_sender", "530 5.7.0 Authentication required", 0),  # for good, but not because of the mail
     ],
 )
-def test_three_mails_put_off_in_a_row_end_the_delivery_and_leave_the_others_as_they_were(
+def test_three_mails_put_off_in_a_row_end_the_delivery(
     now: datetime, mailbox: Mailbox, step: str, answer: str, attempts: int
 ) -> None:
     make_accounts(5, ended=-DAY, now=now)
@@ -404,7 +402,7 @@ def slow(mailbox: Mailbox) -> Iterator[threading.Event]:
     answer.set()
 
 
-def test_a_mail_that_gets_no_answer_in_time_may_have_arrived_and_is_sent_again_hours_later_not_at_once(
+def test_a_mail_without_an_answer_in_time_is_sent_again_hours_later(
     now: datetime, mailbox: Mailbox, settings: Settings, slow: threading.Event
 ) -> None:
     settings.EMAIL_TIMEOUT = 0.5
@@ -426,7 +424,7 @@ def test_a_mail_that_gets_no_answer_in_time_may_have_arrived_and_is_sent_again_h
     assert mailbox.mails[1]["Message-ID"] == mailbox.mails[2]["Message-ID"]
 
 
-def test_a_server_that_cuts_the_connection_after_a_mail_receives_it_five_times(now: datetime, mailbox: Mailbox) -> None:
+def test_a_server_that_cuts_off_after_a_mail_receives_it_five_times(now: datetime, mailbox: Mailbox) -> None:
     good, bad = expired(now), expired(now)
     notices.queue_notices(now=now)
     received: list[str] = []
@@ -494,7 +492,7 @@ class Faulty(EmailBackend):
         return bool(super()._send(email_message))  # type: ignore[misc]
 
 
-def test_a_fault_in_the_mail_backend_counts_against_no_mail_and_leaves_no_answer_to_be_taken_for_another(
+def test_a_fault_in_the_mail_backend_counts_against_no_mail(
     now: datetime, mailbox: Mailbox, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.EMAIL_BACKEND = f"{__name__}.Faulty"
@@ -543,7 +541,7 @@ class HttpBackend(BaseEmailBackend):
     ],
     ids=["bad request", "unprocessable", "recipients", "our key", "too many", "away"],
 )
-def test_of_what_a_mail_provider_answers_only_a_refusal_of_the_mail_counts_against_it(
+def test_of_a_provider_s_answers_only_a_refusal_counts_against_a_mail(
     now: datetime, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: Delivery
 ) -> None:
     settings.EMAIL_BACKEND = f"{__name__}.HttpBackend"
@@ -598,7 +596,7 @@ def broken_header(settings: Settings) -> None:
     ("broken", "error"),
     [("broken_template", "TemplateSyntaxError: Invalid block tag"), ("broken_header", "BadHeaderError: Header values")],
 )
-def test_a_mail_that_cannot_be_composed_fails_alone_and_is_given_up_like_one_refused(
+def test_a_mail_that_cannot_be_composed_fails_alone_and_is_given_up(
     now: datetime, mailbox: Mailbox, request: pytest.FixtureRequest, broken: str, error: str
 ) -> None:
     request.getfixturevalue(broken)
@@ -629,7 +627,7 @@ def before_the_first_mail(monkeypatch: pytest.MonkeyPatch, happen: Callable[[Not
     monkeypatch.setattr(delivery, "send", send)
 
 
-def test_a_notice_that_a_process_has_in_hand_is_left_to_it_and_its_attempt_is_on_record(
+def test_a_notice_in_hand_is_left_alone_and_its_attempt_is_on_record(
     now: datetime, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_accounts(2, ended=-DAY, now=now)
@@ -666,7 +664,7 @@ def test_a_process_that_lost_its_notice_while_it_connected_does_not_send_it(
     assert mailbox.mails == []
 
 
-def test_a_process_that_needs_half_of_its_lease_to_connect_gives_the_notice_back(
+def test_a_process_that_connects_too_slowly_gives_its_notice_back(
     now: datetime, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expired(now)
@@ -681,9 +679,7 @@ def test_a_process_that_needs_half_of_its_lease_to_connect_gives_the_notice_back
     assert mailbox.mails == []
 
 
-def test_a_notice_whose_process_always_dies_has_its_turn_after_the_others_and_is_given_up(
-    now: datetime, mailbox: Mailbox
-) -> None:
+def test_a_notice_whose_process_always_dies_is_given_up(now: datetime, mailbox: Mailbox) -> None:
     deadly, other = trialing(7 * DAY, now), trialing(7 * DAY, now)
     notices.queue_notices(now=now)
     for attempt in range(MAX_ATTEMPTS):
@@ -739,7 +735,7 @@ def test_no_transaction_is_open_while_the_mail_server_answers(
 
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True)
-def test_a_mail_is_recorded_as_sent_although_postgresql_ended_the_connection_meanwhile(
+def test_a_mail_is_recorded_although_postgresql_ended_the_connection(
     now: datetime, mailbox: Mailbox, ask_about_the_sender: Ask
 ) -> None:
     ended: list[Any] = []
@@ -779,9 +775,7 @@ def test_a_serialization_failure_or_a_deadlock_costs_a_mail_nothing(
 
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True)
-def test_a_notice_that_one_process_is_sending_is_left_to_it_and_the_next_one_taken(
-    now: datetime, mailbox: Mailbox
-) -> None:
+def test_a_notice_that_is_locked_is_passed_over_and_the_next_one_taken(now: datetime, mailbox: Mailbox) -> None:
     make_accounts(2, ended=-DAY, now=now)
     notices.queue_notices(now=now)
     first = Notice.objects.deliverable(now)[0]

@@ -96,7 +96,7 @@ def test_switched_off_the_tasks_return_at_once(django_assert_num_queries: Django
 
 
 @pytest.mark.django_db
-def test_switched_off_an_expiry_asks_the_database_exactly_what_it_asks_without_any_of_this() -> None:
+def test_switched_off_an_expiry_asks_the_database_nothing_more() -> None:
     def queries_of_a_run() -> int:
         make_accounts(1, ended=10 * DAY, now=timezone.now())
         with CaptureQueriesContext(connection) as queries:
@@ -141,9 +141,7 @@ def test_a_delivery_goes_on_until_its_tick_is_over_or_nothing_is_left(
         (tasks.send_trial_notices, {"max_notices": 0}, "max_notices must be a whole number of at least 1, not 0."),
     ],
 )
-def test_an_argument_that_makes_no_sense_fails_a_task_at_once_with_a_sentence(
-    task: Any, arguments: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_argument_fails_a_task_once_with_a_sentence(task: Any, arguments: dict[str, Any], message: str) -> None:
     result = task.apply(kwargs=arguments)
 
     assert (result.state, type(result.result), str(result.result)) == ("FAILURE", ValueError, message)
@@ -180,7 +178,7 @@ def test_the_schedule_ticks_hourly_half_an_hour_from_the_expiry(tick: PeriodicTa
     assert tick.task in app.tasks
 
 
-def test_what_an_admin_edits_stays_edited_and_the_migration_takes_only_its_own_entry_back(tick: PeriodicTask) -> None:
+def test_the_migration_leaves_an_admins_edits_and_others_entries_alone(tick: PeriodicTask) -> None:
     tick.enabled = False
     tick.save()
     other = PeriodicTask.objects.create(name="somebody else's", task=tick.task, crontab=tick.crontab)

@@ -41,7 +41,7 @@ def queued() -> list[tuple[str, int]]:
         (-SECOND, []),
     ],
 )
-def test_a_reminder_is_owed_from_its_day_until_the_next_is_near_or_the_trial_ends(
+def test_a_reminder_is_owed_from_its_day_until_the_next_or_the_end(
     now: datetime, left: timedelta, expected: list[int]
 ) -> None:
     account = trialing(left, now)
@@ -63,7 +63,7 @@ def test_a_reminder_is_owed_from_its_day_until_the_next_is_near_or_the_trial_end
         ([], {}),
     ],
 )
-def test_every_window_is_at_least_a_day_long_and_ends_a_day_before_the_next_if_it_can(
+def test_a_window_is_at_least_a_day_and_ends_before_the_next_reminder(
     settings: Settings, days: list[int], windows: dict[int, int]
 ) -> None:
     settings.TRIAL_REMINDER_DAYS = days
@@ -160,9 +160,7 @@ def test_who_was_expired_by_a_run_that_is_being_undone_is_told_nothing(now: date
     assert notices.queue_notices(now=now) == Queue()
 
 
-def test_who_was_told_is_not_told_again_when_the_expiry_is_undone_and_happens_again(
-    now: datetime, mailbox: Mailbox
-) -> None:
+def test_who_was_told_is_not_told_again_after_an_undo_and_a_new_expiry(now: datetime, mailbox: Mailbox) -> None:
     account = expired(now)
     for moment in (now, now + DAY):
         notices.queue_notices(now=moment)
@@ -173,7 +171,7 @@ def test_who_was_told_is_not_told_again_when_the_expiry_is_undone_and_happens_ag
     assert len(mailbox.mails) == 1
 
 
-def test_who_was_not_told_because_it_was_undone_is_told_when_it_happens_again(now: datetime, mailbox: Mailbox) -> None:
+def test_who_was_skipped_after_an_undo_is_told_after_a_new_expiry(now: datetime, mailbox: Mailbox) -> None:
     account = expired(now)
     notices.queue_notices(now=now)
     undo(account)

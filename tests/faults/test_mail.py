@@ -188,7 +188,7 @@ def test_a_mail_server_that_dies_and_comes_back_has_nothing_repeated(
     server.assert_everybody_was_told(repeats=range(1))
 
 
-def test_a_process_killed_before_the_answer_is_recorded_repeats_that_one_mail(
+def test_a_process_killed_before_its_answer_is_recorded_repeats_one_mail(
     server: BadMailServer, celery: Process, command: Command, send: Send
 ) -> None:
     owe(6)
@@ -242,7 +242,7 @@ def assert_that_the_mail_in_hand_was_the_last(server: BadMailServer, before: int
 
 @pytest.mark.usefixtures("notices_on")
 @pytest.mark.parametrize(("pool", "processes"), [("prefork", 2), ("threads", 2), ("solo", 1)])
-def test_a_worker_told_to_stop_finishes_the_mails_in_hand_and_leaves_the_rest(
+def test_a_worker_told_to_stop_finishes_the_mails_in_hand(
     slow_server: BadMailServer, celery: Process, send: Send, pool: str, processes: int
 ) -> None:
     owe(60)
@@ -263,7 +263,7 @@ def test_a_worker_told_to_stop_finishes_the_mails_in_hand_and_leaves_the_rest(
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_told_to_stop_finishes_the_mail_in_hand_and_leaves_the_rest(
+def test_a_command_told_to_stop_finishes_the_mail_in_hand(
     slow_server: BadMailServer,
     command: Command,
     manage_py: ManagePy,
