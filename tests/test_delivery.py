@@ -552,6 +552,33 @@ def test_of_a_provider_s_answers_only_a_refusal_counts_against_a_mail(
     assert deliver_notices(now=now) == outcome
 
 
+class ConnectTimeout(OSError):  # noqa: N818 (the name is what it is known by)
+    """As that of requests, which has the timeout of the socket behind it."""
+
+    def __init__(self) -> None:
+        super().__init__("timed out")
+        self.__context__ = TimeoutError()
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [(TimeoutError(), 1), (ConnectionResetError(), 1), (ConnectionRefusedError(), 0), (ConnectTimeout(), 0)],
+    ids=["no answer", "cut off", "refused", "never connected"],
+)
+def test_a_mail_may_have_arrived_only_when_the_provider_was_reached(
+    now: datetime, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, attempts: int
+) -> None:
+    settings.EMAIL_BACKEND = f"{__name__}.HttpBackend"
+    monkeypatch.setattr(HttpBackend, "error", error, raising=False)
+    expired(now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now) == Delivery(put_off=1, finished=True)
+    notice = Notice.objects.get()
+    assert notice.attempts == attempts
+    assert (notice.next_attempt > now + HOUR) == (attempts == 1)
+
+
 def test_every_attempt_at_a_mail_carries_the_same_message_id(now: datetime, mailbox: Mailbox) -> None:
     expired(now)
     notices.queue_notices(now=now)
