@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from email.utils import parseaddr
 from functools import partial
 from itertools import pairwise
@@ -104,6 +105,12 @@ RULES = [
         "a whole number of mails a minute, 1 to 1000000, or not set, which is no limit",
     ),
     Rule(
+        "E011",
+        "TRIAL_NOTICES_SINCE",
+        lambda value: value is None or (isinstance(value, datetime) and value.tzinfo is not None),
+        "a date and time with its time zone, or not set, which is no limit",
+    ),
+    Rule(
         "E006",
         "TRIAL_NOTICE_UNSUBSCRIBE",
         text(r"|(mailto:|https?://)[^\s<>,\x00-\x20\x7f-\U0010ffff]+"),
@@ -132,6 +139,12 @@ WITH_NOTICES_ON = [
         "an address that customers may see, such as Trials <trials@example.com>",
     ),
     Rule("E007", "SITE_URL", public_site, "where customers reach the site, such as https://www.example.com"),
+    Rule(
+        "E012",
+        "EMAIL_TIMEOUT",
+        lambda value: type(value) in {int, float} and 0 < value <= 600,
+        "a number of seconds above 0 and up to 600: without it a silent mail server holds a process for ever",
+    ),
     Rule(
         "E007",
         "EMAIL_BACKEND",

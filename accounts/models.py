@@ -1,6 +1,6 @@
 """What is stored: accounts with a trial, the runs that expired them, and the mails about it.
 
-Nothing here changes an account or sends a mail; ``accounts.services`` and ``accounts.notices`` do.
+Nothing here changes an account or sends a mail; ``accounts.services`` and ``accounts.delivery`` do.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -286,7 +286,7 @@ class NoticeQuerySet(models.QuerySet["Notice"]):
 class Notice(models.Model):
     """One mail owed to a customer. Unique for what it says, so that nobody can owe it twice.
 
-    ``queued`` and ``sent`` come from the database's clock, ``next_attempt`` from the caller's.
+    ``queued`` and ``sent`` come from the database's clock, ``claimed`` and ``next_attempt`` from the caller's.
     """
 
     class Kind(models.TextChoices):
@@ -320,7 +320,14 @@ class Notice(models.Model):
     attempts = models.PositiveSmallIntegerField(
         default=0,
         db_default=0,
-        help_text="How often the mail was refused for good. A mail server that is away is not counted.",
+        help_text="How often the mail was refused for good, or may have arrived. Counted before it is sent; an attempt "
+        "that failed for a reason that may pass is taken back.",
+    )
+    claimed = models.DateTimeField(
+        null=True,
+        blank=True,
+        help_text="While pending: since when a process has been sending the mail. It stays when the process dies; the "
+        "mail is then tried again at its next attempt.",
     )
     last_error = models.TextField(blank=True, default="", db_default="")
     next_attempt = models.DateTimeField(help_text="While pending: not tried before.")
@@ -351,6 +358,9 @@ class Notice(models.Model):
             models.CheckConstraint(
                 condition=Q(status="sent", sent__isnull=False) | (~Q(status="sent") & Q(sent=None)),
                 name="accounts_notice_sent_when_sent",
+            ),
+            models.CheckConstraint(
+                condition=Q(claimed=None) | Q(status="pending"), name="accounts_notice_claimed_while_pending"
             ),
         ]
 

@@ -1,5 +1,6 @@
 """Celery's face of the services. A task reads the clock, calls one service, and says what to retry; nothing else."""
 
+import mmap
 import time
 from collections.abc import Mapping, Sequence
 from math import ceil
@@ -7,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Task, chord, group, shared_task
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.signals import task_failure
+from celery.signals import task_failure, worker_shutting_down
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
 from django.dispatch import receiver
 from django.utils import timezone
 
-from accounts import ledger, notices, services
+from accounts import delivery, ledger, notices, services
+from accounts.mailer import MailServerAwayError
 from accounts.models import ExpiryRun, Notice
 from accounts.slices import Slice
 
@@ -47,6 +49,13 @@ class RedeliveredTask(RetriedTask):
     retry_on_worker_lost = True
     default_retry_delay = 1
     reject_on_worker_lost = True  # for when the retry could not be sent
+
+
+def at_least_one(**numbers: int | None) -> None:
+    """Raise ValueError when an argument of a task that was given is no whole number, or below 1."""
+    for name, number in numbers.items():
+        if number is not None and (type(number) is not int or number < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, not {number!r}.")
 
 
 class PartOfARun(RedeliveredTask):
@@ -107,32 +116,45 @@ BATCH_SIZE = 500
 BATCH_SECONDS = 60
 """... and how long it begins new ones: with a mail that takes its time it ends well within its time limit."""
 
-LANES = 8
-"""Tasks that deliver side by side, if there are as many worker processes; each has a connection to the mail server."""
+CONCURRENCY = 8
+"""Tasks that deliver at the same time, if there are as many worker processes, each over a connection of its own."""
 
-MAILS_FOR_A_LANE = 25
-"""With fewer waiting for it, a lane is not worth a connection of its own."""
+MAILS_FOR_A_TASK = 25
+"""Fewer are not worth another connection to the mail server."""
 
 TICK_SECONDS = 55 * 60
-"""A lane ends by then: the next tick brings new ones."""
+"""Delivering ends by then: the next tick brings new tasks."""
+
+# Memory that this process shares with the pool's processes, which it forks later. Without a lock: a process that is
+# killed while it holds one would block the others.
+_shutting_down = mmap.mmap(-1, 1)
+
+
+@worker_shutting_down.connect
+def stop_delivering(**_: Any) -> None:
+    """Tell every delivery of this worker to end after the mail in hand. Celery tells only the main process."""
+    _shutting_down[0] = True
 
 
 @receiver(ledger.trials_expired)
-def tell_whom_a_run_expired(run: ExpiryRun, **_: Any) -> None:
+def send_notices_of_run(run: ExpiryRun, **_: Any) -> None:
     """Send the mails soon after a run by Celery expired somebody. Should this message get lost, the next tick does."""
     if settings.TRIAL_NOTICES and run.path == ExpiryRun.Path.CELERY and run.expired_count:
         send_trial_notices.apply_async(expires=TICK_SECONDS)
 
 
 @shared_task(name="accounts.send_trial_notices", base=RetriedTask, ignore_result=True)
-def send_trial_notices(*, lanes: int = LANES, batch_size: int = BATCH_SIZE, max_notices: int | None = None) -> None:
-    """Queue the mails that are owed, and have them delivered side by side: a lane for every 25, ``lanes`` at most."""
+def send_trial_notices(
+    *, concurrency: int = CONCURRENCY, batch_size: int = BATCH_SIZE, max_notices: int | None = None
+) -> None:
+    """Queue the mails that are owed, and have them delivered by a task for every 25, ``concurrency`` at most."""
+    at_least_one(concurrency=concurrency, batch_size=batch_size, max_notices=max_notices)
     if not settings.TRIAL_NOTICES:
         return
     now = timezone.now()
     notices.queue_notices(now=now, max_notices=max_notices)
-    enough = min(batch_size, MAILS_FOR_A_LANE)
-    waiting = Notice.objects.deliverable(now)[: lanes * enough].count()
+    enough = min(batch_size, MAILS_FOR_A_TASK)
+    waiting = Notice.objects.deliverable(now)[: concurrency * enough].count()
     deliveries = [deliver_notices.si(batch_size=batch_size) for _ in range(ceil(waiting / enough))]
     if deliveries:
         group(deliveries).apply_async(expires=TICK_SECONDS)
@@ -143,22 +165,23 @@ def send_trial_notices(*, lanes: int = LANES, batch_size: int = BATCH_SIZE, max_
     base=RedeliveredTask,
     bind=True,
     ignore_result=True,
-    # The whole lane waits for a mail server that is away, as every task does for the database.
-    autoretry_for=(*RetriedTask.autoretry_for, notices.MailServerAwayError),
+    # It waits for a mail server that is away, as every task does for the database.
+    autoretry_for=(*RetriedTask.autoretry_for, MailServerAwayError),
 )
 def deliver_notices(self: RetriedTask, *, batch_size: int = BATCH_SIZE) -> None:
     """Deliver one batch, then make room for whatever else waits in the queue before the next."""
+    at_least_one(batch_size=batch_size)
     if not settings.TRIAL_NOTICES:
         return
     end = time.monotonic() + BATCH_SECONDS
-    delivery = notices.deliver_notices(
+    outcome = delivery.deliver_notices(
         now=timezone.now(),
         limit=batch_size,
-        stop=lambda: time.monotonic() > end,
+        stop=lambda: bool(_shutting_down[0]) or time.monotonic() > end,
         interrupts=(SoftTimeLimitExceeded,),
     )
-    if delivery.trouble:
-        raise notices.MailServerAwayError(delivery.trouble)
-    if not delivery.finished:
+    if outcome.trouble:
+        raise MailServerAwayError(outcome.trouble)
+    if not outcome.finished:
         until: Any = self.request.expires  # the moment, as the message has it; a number only in the stubs
         self.apply_async(kwargs={"batch_size": batch_size}, expires=until)

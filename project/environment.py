@@ -6,6 +6,7 @@ that begins with the variable's name. Those for URLs are in service_urls.py.
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from typing import TypeVar
@@ -119,6 +120,17 @@ def decimal(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,40}(\.[0-9]{1,40})?", text):
         raise ValueError("is not a number such as 3 or 1.5.")
     return float(text)
+
+
+def moment(text: str) -> datetime:
+    """A date and time with a time zone, in ISO 8601."""
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        value = None
+    if value is None or value.tzinfo is None:
+        raise ValueError("is not a date and time with its time zone, such as 2026-03-01T14:00:00Z.")
+    return value
 
 
 def one_of(*choices: str) -> Callable[[str], str]:

@@ -24,7 +24,7 @@ from django.db import connection
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts import notices, services
+from accounts import delivery, notices, services
 from accounts.models import Account, ExpiryRun, Notice
 from comparison import contenders, mails, results, scenarios
 from comparison.compare import database_process
@@ -35,6 +35,7 @@ from comparison.results import Result, Scenario
 from sandbox.mail_server import Mailbox
 from sandbox.servers import wait_for
 from tests import comparison_example
+from tests.conftest import NOW
 
 
 def on_server(configured: str, query: str, *parameters: str) -> list[Any]:
@@ -316,7 +317,7 @@ class InThisProcess(Contender):
         return 0.0
 
 
-UNSENT: dict[str, Any] = {"status": Notice.Status.PENDING, "sent": None}
+UNSENT: dict[str, Any] = {"status": Notice.Status.PENDING, "sent": None, "next_attempt": NOW}
 
 
 def fail() -> None:
@@ -451,9 +452,9 @@ def mails_owed(transactional_db: None, mailbox: Mailbox, settings: Settings) -> 
     return MeasuringMails(restore=lambda name: None, seed=1, now=timezone.now(), mailbox=mailbox)
 
 
-def send(now: datetime, *, limit: int | None = None) -> notices.Delivery:
+def send(now: datetime, *, limit: int | None = None) -> delivery.Delivery:
     notices.queue_notices(now=now)
-    return notices.deliver_notices(now=now, limit=limit)
+    return delivery.deliver_notices(now=now, limit=limit)
 
 
 @pytest.mark.parametrize(

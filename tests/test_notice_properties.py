@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 
-from accounts import notices, services
+from accounts import delivery, notices, services
 from accounts.models import Account, ExpiryRun
 from tests.factories import AccountFactory
 
@@ -83,7 +83,7 @@ class World:
         mail.outbox.clear()
         for _again in range(2):  # a rerun sends nothing twice
             notices.queue_notices(now=self.now)
-            notices.deliver_notices(now=self.now)
+            delivery.deliver_notices(now=self.now)
         assert sorted(message.to[0] for message in mail.outbox) == sorted(expected)
 
 

@@ -33,7 +33,7 @@ def sent() -> int:
 
 @pytest.mark.faults  # the mail server is away at first; and a worker takes seconds to start
 @pytest.mark.django_db(transaction=True)
-def test_an_expiry_by_celery_has_the_mails_sent_as_soon_as_the_mail_server_is_there_and_lanes_go_on_until_the_last(
+def test_the_mails_of_a_run_wait_for_the_mail_server_and_go_on_to_the_last(
     celery: Process, send: Send, tmp_path: Path
 ) -> None:
     make_accounts(12, ended=10 * DAY, now=timezone.now())
@@ -49,7 +49,7 @@ def test_an_expiry_by_celery_has_the_mails_sent_as_soon_as_the_mail_server_is_th
             wait_for("everybody to be told", lambda: sent() == 17)
 
             make_accounts(7, ended=-DAY / 2, now=timezone.now())
-            send("accounts.send_trial_notices", kwargs={"lanes": 2, "batch_size": 1})
+            send("accounts.send_trial_notices", kwargs={"concurrency": 2, "batch_size": 1})
             wait_for("the others to be reminded", lambda: sent() == 24)
 
     assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 24
@@ -96,7 +96,7 @@ def test_switched_off_the_tasks_return_at_once(django_assert_num_queries: Django
 
 
 @pytest.mark.django_db
-def test_switched_off_an_expiry_asks_the_database_exactly_what_it_asks_without_any_of_this() -> None:
+def test_switched_off_an_expiry_asks_the_database_nothing_more() -> None:
     def queries_of_a_run() -> int:
         make_accounts(1, ended=10 * DAY, now=timezone.now())
         with CaptureQueriesContext(connection) as queries:
@@ -104,15 +104,15 @@ def test_switched_off_an_expiry_asks_the_database_exactly_what_it_asks_without_a
         return len(queries)
 
     with_it = queries_of_a_run()
-    assert ledger.trials_expired.disconnect(tasks.tell_whom_a_run_expired)
+    assert ledger.trials_expired.disconnect(tasks.send_notices_of_run)
     try:
         assert queries_of_a_run() == with_it
     finally:
-        ledger.trials_expired.connect(tasks.tell_whom_a_run_expired)
+        ledger.trials_expired.connect(tasks.send_notices_of_run)
 
 
 @pytest.mark.django_db
-def test_a_lane_goes_on_only_as_long_as_its_tick_lasts_and_while_there_is_something_to_send(
+def test_a_delivery_goes_on_until_its_tick_is_over_or_nothing_is_left(
     settings: Settings, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.TRIAL_NOTICES = True
@@ -130,10 +130,27 @@ def test_a_lane_goes_on_only_as_long_as_its_tick_lasts_and_while_there_is_someth
     assert len(mailbox.mails) == 2
 
 
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        (tasks.deliver_notices, {"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0."),
+        (tasks.deliver_notices, {"batch_size": -5}, "batch_size must be a whole number of at least 1, not -5."),
+        (tasks.deliver_notices, {"batch_size": "x"}, "batch_size must be a whole number of at least 1, not 'x'."),
+        (tasks.send_trial_notices, {"concurrency": 0}, "concurrency must be a whole number of at least 1, not 0."),
+        (tasks.send_trial_notices, {"batch_size": 1.5}, "batch_size must be a whole number of at least 1, not 1.5."),
+        (tasks.send_trial_notices, {"max_notices": 0}, "max_notices must be a whole number of at least 1, not 0."),
+    ],
+)
+def test_a_wrong_argument_fails_a_task_once_with_a_sentence(task: Any, arguments: dict[str, Any], message: str) -> None:
+    result = task.apply(kwargs=arguments)
+
+    assert (result.state, type(result.result), str(result.result)) == ("FAILURE", ValueError, message)
+
+
 @pytest.mark.django_db
-@pytest.mark.parametrize(("waiting", "lanes"), [(0, None), (1, 1), (25, 1), (26, 2), (300, 8)])
-def test_mails_are_delivered_side_by_side_as_soon_as_there_are_enough_of_them(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, waiting: int, lanes: int | None
+@pytest.mark.parametrize(("waiting", "count"), [(0, None), (1, 1), (25, 1), (26, 2), (300, 8)])
+def test_mails_are_delivered_by_as_many_tasks_as_they_are_worth(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, waiting: int, count: int | None
 ) -> None:
     settings.TRIAL_NOTICES = True
     make_accounts(waiting, ended=-DAY / 2, now=timezone.now())
@@ -142,7 +159,7 @@ def test_mails_are_delivered_side_by_side_as_soon_as_there_are_enough_of_them(
 
     tasks.send_trial_notices()
 
-    assert asked == ([] if lanes is None else [lanes])
+    assert asked == ([] if count is None else [count])
 
 
 # --- The schedule ---
@@ -161,7 +178,7 @@ def test_the_schedule_ticks_hourly_half_an_hour_from_the_expiry(tick: PeriodicTa
     assert tick.task in app.tasks
 
 
-def test_what_an_admin_edits_stays_edited_and_the_migration_takes_only_its_own_entry_back(tick: PeriodicTask) -> None:
+def test_the_migration_leaves_an_admins_edits_and_others_entries_alone(tick: PeriodicTask) -> None:
     tick.enabled = False
     tick.save()
     other = PeriodicTask.objects.create(name="somebody else's", task=tick.task, crontab=tick.crontab)

@@ -137,9 +137,9 @@ class Gate:
 
 
 @contextmanager
-def gate_before(row: Account | Notice) -> Iterator[Gate]:
+def gate_before(row: Account | Notice, hold: str = Gate.HOLD) -> Iterator[Gate]:
     with (
-        trigger_on_update(row, Gate.HOLD),  # can be dropped once the gate, which goes first, lets everybody pass
+        trigger_on_update(row, hold),  # can be dropped once the gate, which goes first, lets everybody pass
         psycopg.connect(**connection.get_connection_params(), autocommit=True) as owner,
     ):
         yield Gate(owner)

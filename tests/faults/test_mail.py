@@ -14,17 +14,18 @@ import pytest
 from django.utils import timezone
 
 from accounts import notices, services
+from accounts.delivery import LEASE
 from accounts.models import ExpiryRun, Notice
 from sandbox import servers
 from sandbox.mail_server import Mailbox, mail_server
 from sandbox.servers import free_port, wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
-from tests.faults.conftest import gate_before
+from tests.faults.conftest import Gate, gate_before
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
-DAY = timedelta(days=1)
+DAY, SECOND = timedelta(days=1), timedelta(seconds=1)
 
 
 class BadMailServer:
@@ -105,14 +106,23 @@ def owe(count: int) -> None:
 
 
 def hours_pass() -> None:
-    """What was refused or put off is due for its next attempt."""
+    """What was refused or put off is due for its next attempt, and what a process had in hand that died.
+
+    Not what a living process has in hand: the mail server here answers within seconds.
+    """
     now = timezone.now()
-    Notice.objects.pending().filter(next_attempt__gt=now).update(next_attempt=now)
+    living = Notice.objects.pending().filter(claimed__gt=now - 15 * SECOND)
+    Notice.objects.pending().filter(next_attempt__gt=now).exclude(pk__in=living).update(next_attempt=now)
+
+
+def no_mail_is_in_hand() -> bool:
+    return not Notice.objects.pending().filter(claimed__gt=timezone.now() - 15 * SECOND).exists()
 
 
 def send_the_rest(manage_py: ManagePy, send: Send | None = None) -> None:
     """Tick after tick until nothing is owed. Three mails put off in a row end a delivery, so one is not enough."""
     for _ in range(40):
+        wait_for("who has a mail in hand to be done or dead", no_mail_is_in_hand)
         hours_pass()
         if send:
             send("accounts.send_trial_notices")
@@ -130,7 +140,7 @@ def kill(process: subprocess.Popen[bytes]) -> int:
     return max(1, children)
 
 
-def test_over_killed_workers_and_commands_and_a_bad_mail_server_that_dies_two_thousand_mails_arrive(
+def test_two_thousand_mails_arrive_while_senders_and_mail_server_die(
     server: BadMailServer, celery: Process, command: Command, send: Send, manage_py: ManagePy
 ) -> None:
     owe(2000)
@@ -160,7 +170,7 @@ def test_over_killed_workers_and_commands_and_a_bad_mail_server_that_dies_two_th
     server.assert_everybody_was_told(repeats=range(killed + 1))
 
 
-def test_a_bad_mail_server_that_dies_and_comes_back_has_nothing_repeated_as_long_as_nobody_is_killed(
+def test_a_mail_server_that_dies_and_comes_back_has_nothing_repeated(
     server: BadMailServer, command: Command, manage_py: ManagePy
 ) -> None:
     owe(200)
@@ -178,27 +188,98 @@ def test_a_bad_mail_server_that_dies_and_comes_back_has_nothing_repeated_as_long
     server.assert_everybody_was_told(repeats=range(1))
 
 
-def test_a_process_killed_between_the_mail_server_s_answer_and_the_commit_repeats_that_one_mail(
+def test_a_process_killed_before_its_answer_is_recorded_repeats_one_mail(
     server: BadMailServer, celery: Process, command: Command, send: Send
 ) -> None:
     owe(6)
     first, second = Notice.objects.order_by("pk")[:2]
+    recorded = f"IF NEW.status = 'sent' THEN {Gate.HOLD} END IF;"
 
     with server.alive():
         server.lives[0].at_recipient = server.lives[0].at_end = lambda address: None  # it can be good, too
-        with gate_before(first) as gate, command() as cron:
+        with gate_before(first, recorded) as gate, command() as cron:
             gate.wait_until_held()
             assert kill(cron) == 1
             gate.turn_away()
-        with gate_before(second) as gate, celery("worker", "--concurrency=1") as worker:
+        with gate_before(second, recorded) as gate, celery("worker", "--concurrency=1") as worker:
             send("accounts.send_trial_notices")
             gate.wait_until_held()
             (child,) = psutil.Process(worker.pid).children()
             child.kill()
             gate.turn_away()
             gate.open()
-            wait_for("the others to be sent", lambda: not Notice.objects.pending().exists())
+            in_hand = Notice.objects.filter(pk__in=[first.pk, second.pk], attempts=1)
+            wait_for("the others to be sent", lambda: list(Notice.objects.pending()) == list(in_hand))
+            assert all(notice.next_attempt > timezone.now() + LEASE / 2 for notice in in_hand)
+            in_hand.update(next_attempt=timezone.now())  # hours later
+            send("accounts.send_trial_notices")
+            wait_for("these to be sent as well", lambda: not Notice.objects.pending().exists())
 
     server.assert_everybody_was_told(repeats=range(2, 3))
     told = Counter(server.lives[0].recipients)
     assert [told[notice.account.user.email] for notice in (first, second)] == [2, 2]
+
+
+# --- Told to stop ---
+
+
+@pytest.fixture
+def slow_server(server: BadMailServer) -> Iterator[BadMailServer]:
+    """A mail server that takes half a second for each mail, and has nothing against any."""
+    with server.alive():
+        mailbox = server.lives[0]
+        mailbox.at_recipient = mailbox.at_end = lambda address: None
+        mailbox.seconds = 0.5
+        yield server
+
+
+def assert_that_the_mail_in_hand_was_the_last(server: BadMailServer, before: int, processes: int) -> None:
+    """Every mail that the server took is on record as sent, and no notice is left in hand."""
+    assert server.taken() <= before + 2 * processes  # one in hand, and one that was begun as the signal was sent
+    assert Notice.objects.filter(status=Notice.Status.SENT).count() == server.taken()
+    assert not Notice.objects.pending().exclude(claimed=None, attempts=0)
+
+
+@pytest.mark.usefixtures("notices_on")
+@pytest.mark.parametrize(("pool", "processes"), [("prefork", 2), ("threads", 2), ("solo", 1)])
+def test_a_worker_told_to_stop_finishes_the_mails_in_hand(
+    slow_server: BadMailServer, celery: Process, send: Send, pool: str, processes: int
+) -> None:
+    owe(60)
+    options = ("worker", f"--pool={pool}", f"--concurrency={processes}")
+
+    with celery(*options) as worker:
+        send("accounts.send_trial_notices")
+        slow_server.wait_for_mails(3)
+        before = slow_server.taken()
+        worker.terminate()
+        worker.wait(15)
+    assert_that_the_mail_in_hand_was_the_last(slow_server, before, processes)
+
+    slow_server.lives[0].seconds = 0
+    with celery(*options):
+        wait_for("the next worker to send the rest", lambda: not Notice.objects.pending().exists())
+    slow_server.assert_everybody_was_told(repeats=range(1))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_told_to_stop_finishes_the_mail_in_hand(
+    slow_server: BadMailServer,
+    command: Command,
+    manage_py: ManagePy,
+    tmp_path: Path,
+    how: signal.Signals,
+) -> None:
+    owe(20)
+
+    with command() as cron:
+        slow_server.wait_for_mails(2)
+        before = slow_server.taken()
+        cron.send_signal(how)
+        assert cron.wait(15) == 130
+    assert_that_the_mail_in_hand_was_the_last(slow_server, before, 1)
+    assert "CommandError: Stopped by a signal." in (tmp_path / "command.log").read_text()
+
+    slow_server.lives[0].seconds = 0
+    assert manage_py("send_trial_notices").returncode == 0
+    slow_server.assert_everybody_was_told(repeats=range(1))

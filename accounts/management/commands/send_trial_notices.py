@@ -1,4 +1,4 @@
-"""``./manage.py send_trial_notices``: the command's face of ``accounts.notices``."""
+"""``./manage.py send_trial_notices``: the command's face of ``accounts.notices`` and ``accounts.delivery``."""
 
 from datetime import datetime
 from typing import Any
@@ -7,7 +7,7 @@ from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from accounts import notices
+from accounts import delivery, notices
 from accounts.management import options as types
 from accounts.management.base import BAD_INPUT, TrialCommand, stop_signals_deferred
 from accounts.models import Notice
@@ -81,10 +81,10 @@ class Command(TrialCommand):
         queued = notices.queue_notices(now=now, max_notices=max_notices)
         self.say(f"Queued {queued.total} notice(s): {queued}")
         with stop_signals_deferred() as stop:
-            delivery = notices.deliver_notices(now=now, limit=limit, stop=stop.is_set)
+            outcome = delivery.deliver_notices(now=now, limit=limit, stop=stop.is_set)
         waiting = Notice.objects.pending().count()
-        self.say(f"Delivered: {delivery}; {waiting} wait")
-        if delivery.trouble:
-            raise CommandError(f"{delivery.trouble} {waiting} mail(s) wait for the next run; none is lost.")
+        self.say(f"Delivered: {outcome}; {waiting} wait")
+        if outcome.trouble:
+            raise CommandError(f"{outcome.trouble} {waiting} mail(s) wait for the next run; none is lost.")
         if stop.is_set():
             raise KeyboardInterrupt

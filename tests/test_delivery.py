@@ -1,0 +1,821 @@
+"""That a mail which is owed arrives, and once: through a real mail server that answers as it is told."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+from django.conf import settings as django_settings
+from django.core.mail import EmailMultiAlternatives
+from django.core.mail.backends.base import BaseEmailBackend
+from django.core.mail.backends.smtp import EmailBackend
+from django.db import connection
+from django.utils import timezone
+from pytest_django import Settings
+
+from accounts import delivery, notices, services, tasks
+from accounts import mailer as mailer_module
+from accounts.delivery import LEASE, MAX_ATTEMPTS, RETRY_AFTER, Delivery, deliver_notices
+from accounts.models import Account, ExpiryRun, Notice
+from sandbox.mail_server import Mailbox
+from sandbox.servers import wait_for
+from tests.factories import make_accounts
+from tests.test_concurrency import trigger_on_update
+from tests.trials import DAY, HOUR, SECOND, expired, trialing, undo
+from users.models import User
+
+pytestmark = pytest.mark.django_db
+
+
+def test_the_mails_arrive_over_one_connection_and_are_recorded(now: datetime, mailbox: Mailbox) -> None:
+    reminded, told = trialing(7 * DAY, now), expired(now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now) == Delivery(sent=2, finished=True)
+
+    assert mailbox.connections == 1
+    assert {str(mail["To"]): mail["Subject"] for mail in mailbox.mails} == {
+        reminded.user.email: "Your Trial expiry trial ends in 7 days",
+        told.user.email: "Your Trial expiry trial has ended",
+    }
+    assert not Notice.objects.exclude(status=Notice.Status.SENT, sent__isnull=False).exists()
+    assert deliver_notices(now=now) == Delivery(finished=True)
+
+
+def test_a_mail_tells_the_end_and_the_time_left_in_text_and_html(
+    now: datetime, mailbox: Mailbox, settings: Settings
+) -> None:
+    settings.SITE_URL = "https://www.example.com/?a=1&b=2"
+    trialing(4 * DAY + 2 * HOUR, now, user__first_name="Ada & <b>")
+    notices.queue_notices(now=now)
+    deliver_notices(now=now)
+
+    (received,) = mailbox.mails
+    text, html = (part.get_content().replace("\r\n", "\n") for part in received.iter_parts())
+
+    assert received["From"] == "Trials <trials@example.com>"
+    assert "Hello Ada & <b>,\n" in text
+    assert "ends in 4 days, on 5 March 2026 at 14:00 UTC" in text
+    assert "https://www.example.com/?a=1&b=2\n" in text
+    assert "Hello Ada &amp; &lt;b&gt;," in html
+    assert "<strong>in 4 days</strong>, on 5 March 2026 at 14:00&nbsp;UTC" in html
+    assert 'href="https://www.example.com/?a=1&amp;b=2"' in html
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [(DAY, "in 1 day"), (13 * HOUR, "in 1 day"), (11 * HOUR, "within hours"), (SECOND, "within hours")],
+)
+def test_the_last_reminder_says_so_in_words(now: datetime, mailbox: Mailbox, left: timedelta, words: str) -> None:
+    trialing(left, now)
+    notices.queue_notices(now=now)
+    deliver_notices(now=now)
+
+    assert mailbox.mails[0]["Subject"] == f"Your Trial expiry trial ends {words}"
+
+
+def test_a_mail_is_marked_automatic_and_a_reminder_says_how_to_unsubscribe(
+    now: datetime, mailbox: Mailbox, settings: Settings
+) -> None:
+    settings.TRIAL_NOTICE_UNSUBSCRIBE = "mailto:stop@example.com"
+    reminded, _ = trialing(DAY, now), expired(now)
+    notices.queue_notices(now=now)
+    deliver_notices(now=now)
+
+    assert [mail["Auto-Submitted"] for mail in mailbox.mails] == ["auto-generated", "auto-generated"]
+    assert {mail["To"]: mail["List-Unsubscribe"] for mail in mailbox.mails if mail["List-Unsubscribe"]} == {
+        reminded.user.email: "<mailto:stop@example.com>"
+    }
+
+
+def test_a_project_can_write_its_own_mails(now: datetime, mailbox: Mailbox, settings: Settings, tmp_path: Path) -> None:
+    template = tmp_path / "accounts" / "notices" / "ended_subject.txt"
+    template.parent.mkdir(parents=True)
+    template.write_text("Goodbye,\n {{ user.username }}\n")
+    settings.TEMPLATES = [{**django_settings.TEMPLATES[0], "DIRS": [tmp_path]}]
+    account = expired(now)
+    notices.queue_notices(now=now)
+    deliver_notices(now=now)
+
+    assert mailbox.mails[0]["Subject"] == f"Goodbye, {account.user.username}"
+
+
+def pay(account: Account, now: datetime) -> None:
+    services.activate(account_id=account.pk)
+
+
+def cancel(account: Account, now: datetime) -> None:
+    services.cancel(account_id=account.pk)
+
+
+def extend(account: Account, now: datetime) -> None:
+    services.extend_trial(account_id=account.pk, days=1, now=now)
+
+
+def be_undone(account: Account, now: datetime) -> None:
+    undo(account)
+
+
+def have_its_run_undone(account: Account, now: datetime) -> None:
+    ExpiryRun.objects.update(status=ExpiryRun.Status.UNDONE)
+
+
+def be_switched_off(account: Account, now: datetime) -> None:
+    User.objects.update(is_active=False)
+
+
+@pytest.mark.parametrize("happen", [pay, cancel, extend, be_undone, have_its_run_undone, be_switched_off])
+def test_who_is_no_longer_expired_when_the_mail_s_turn_comes_is_not_told(
+    now: datetime, mailbox: Mailbox, happen: Any
+) -> None:
+    account = expired(now)
+    notices.queue_notices(now=now)
+    happen(account, now)
+
+    assert deliver_notices(now=now) == Delivery(skipped=1, finished=True)
+
+    assert mailbox.mails == []
+    assert Notice.objects.get().status == Notice.Status.SKIPPED
+
+
+@pytest.mark.parametrize("happen", [pay, cancel, extend, be_switched_off])
+def test_who_is_no_longer_at_that_end_of_a_trial_is_not_reminded(now: datetime, mailbox: Mailbox, happen: Any) -> None:
+    account = trialing(6 * DAY, now)
+    notices.queue_notices(now=now)
+    happen(account, now)
+
+    assert deliver_notices(now=now) == Delivery(skipped=1, finished=True)
+    assert mailbox.mails == []
+
+
+@pytest.mark.parametrize(
+    ("left", "late", "outcome"),
+    [
+        (7 * DAY, 5 * DAY - SECOND, "sent"),
+        (7 * DAY, 5 * DAY, "skipped"),  # the next one is near
+        (DAY, DAY - SECOND, "sent"),
+        (DAY, DAY, "skipped"),  # the trial is over
+    ],
+)
+def test_a_reminder_overtaken_by_the_next_or_the_end_is_skipped(
+    now: datetime, mailbox: Mailbox, left: timedelta, late: timedelta, outcome: str
+) -> None:
+    trialing(left, now)
+    notices.queue_notices(now=now)
+
+    delivery = deliver_notices(now=now + late)
+
+    assert getattr(delivery, outcome) == delivery.taken_up == 1
+
+
+@pytest.mark.parametrize(
+    ("late", "outcome"), [(7 * DAY - SECOND, "sent"), (7 * DAY, "sent"), (7 * DAY + SECOND, "skipped")]
+)
+def test_a_notice_that_it_has_ended_is_skipped_once_its_window_is_over(
+    now: datetime, mailbox: Mailbox, late: timedelta, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accounts.delivery.time.monotonic", lambda: 0.0)  # exactly at the boundary
+    expired(now)
+    notices.queue_notices(now=now)
+
+    delivery = deliver_notices(now=now + late)
+
+    assert getattr(delivery, outcome) == delivery.taken_up == 1
+    assert len(mailbox.mails) == delivery.sent
+
+
+class PayWhileConnecting(EmailBackend):
+    """Connecting takes so long that a customer pays meanwhile."""
+
+    def open(self) -> bool | None:
+        for account in Account.objects.all():
+            services.activate(account_id=account.pk)
+        return super().open()
+
+
+def test_whether_a_mail_is_still_true_is_asked_when_the_connection_is_open(
+    now: datetime, mailbox: Mailbox, settings: Settings
+) -> None:
+    settings.EMAIL_BACKEND = f"{__name__}.PayWhileConnecting"
+    expired(now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now) == Delivery(skipped=1, finished=True)
+    assert mailbox.mails == []
+
+
+def test_the_limit_and_whoever_says_stop_end_a_delivery_between_two_mails(now: datetime, mailbox: Mailbox) -> None:
+    make_accounts(4, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now, limit=1) == Delivery(sent=1)
+    assert deliver_notices(now=now, stop=lambda: len(mailbox.raw) == 3) == Delivery(sent=2)
+    assert deliver_notices(now=now, stop=lambda: True) == Delivery()
+    assert deliver_notices(now=now) == Delivery(sent=1, finished=True)
+    assert len(set(mailbox.recipients)) == 4
+
+
+def test_with_a_rate_mails_are_spread_over_the_minute(
+    now: datetime, mailbox: Mailbox, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.TRIAL_NOTICE_RATE = 6
+    slept: list[float] = []
+    monkeypatch.setattr("accounts.delivery.time.sleep", slept.append)
+    make_accounts(3, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+
+    deliver_notices(now=now)
+
+    assert 20 < sum(slept) < 30
+    assert all(0 < seconds <= 1 for seconds in slept)
+
+
+def test_whoever_says_stop_need_not_wait_until_the_rate_allows_the_next(
+    now: datetime, mailbox: Mailbox, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.TRIAL_NOTICE_RATE = 1
+    slept: list[float] = []
+    monkeypatch.setattr("accounts.delivery.time.sleep", slept.append)
+    make_accounts(2, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now, stop=lambda: len(slept) == 2) == Delivery(sent=1)
+    assert slept == [1, 1]
+
+
+# --- Refused for good ---
+
+
+def at_recipient(mailbox: Mailbox, account: Account, answer: str) -> None:
+    mailbox.at_recipient = {account.user.email: answer}.get
+
+
+def at_end(mailbox: Mailbox, account: Account, answer: str) -> None:
+    mailbox.at_end = {account.user.email: answer}.get
+
+
+def address(mailbox: Mailbox, account: Account, address: str) -> None:
+    User.objects.filter(pk=account.user_id).update(email=address)
+
+
+@pytest.mark.parametrize(
+    ("arrange", "what", "error"),
+    [
+        (at_recipient, "550 5.1.1 no such user", "550 5.1.1 no such user"),
+        (at_end, "554 5.7.1 it looks like spam", "554 5.7.1 it looks like spam"),
+        (address, "", "ValueError: The user has no e-mail address."),
+        (address, "a@b.example, c@d.example", "ValueError: Invalid address"),
+        (address, "a@b.example\nBcc: c@d.example", "ValueError: Invalid address"),
+    ],
+    ids=["recipient", "mail", "no address", "bad address", "header injection"],
+)
+def test_a_mail_refused_for_good_fails_alone_and_is_given_up_in_a_day(
+    now: datetime, mailbox: Mailbox, arrange: Any, what: str, error: str
+) -> None:
+    bad, good = expired(now), expired(now)
+    notices.queue_notices(now=now)
+    arrange(mailbox, bad, what)
+
+    assert deliver_notices(now=now) == Delivery(sent=1, refused=1, finished=True)
+    assert mailbox.recipients == [good.user.email]
+
+    notice = Notice.objects.get(account=bad)
+    assert (notice.status, notice.attempts) == (Notice.Status.PENDING, 1)
+    assert notice.last_error.startswith(error)
+
+    waits = []
+    moment = now
+    for _ in range(MAX_ATTEMPTS - 1):
+        assert deliver_notices(now=notice.next_attempt - SECOND).taken_up == 0
+        waits.append(round((notice.next_attempt - moment) / HOUR, 2))
+        moment = notice.next_attempt + SECOND
+        last = deliver_notices(now=moment)
+        notice.refresh_from_db()
+
+    assert waits == [0.25, 1, 4, 16]
+    assert last == Delivery(given_up=1, finished=True)
+    assert (notice.status, notice.attempts, notice.sent) == (Notice.Status.GIVEN_UP, 5, None)
+    assert notices.queue_notices(now=moment).total == 0
+    assert deliver_notices(now=moment + 30 * DAY).taken_up == 0
+    assert len(mailbox.mails) == 1
+
+
+# --- Refused for now ---
+
+
+def test_a_mail_put_off_is_tried_again_in_15_minutes_and_never_given_up(now: datetime, mailbox: Mailbox) -> None:
+    account, other = expired(now), expired(now)
+    notices.queue_notices(now=now)
+    at_recipient(mailbox, account, "450 4.2.1 mailbox busy")
+
+    assert deliver_notices(now=now) == Delivery(sent=1, put_off=1, finished=True)
+    for quarter in range(1, 10):
+        moment = now + quarter * RETRY_AFTER + quarter * SECOND
+        assert deliver_notices(now=moment) == Delivery(put_off=1, finished=True)
+
+    notice = Notice.objects.get(account=account)
+    assert (notice.status, notice.attempts, notice.last_error) == ("pending", 0, "450 4.2.1 mailbox busy")
+
+    mailbox.at_recipient = lambda address: None
+    assert deliver_notices(now=now + DAY).sent == 1
+    assert mailbox.recipients == [other.user.email, account.user.email]
+    notice.refresh_from_db()
+    assert notice.last_error == ""
+
+
+@pytest.mark.parametrize(
+    ("step", "answer", "attempts"),
+    [
+        ("at_end", "421 4.3.2 shutting down", 0),
+        ("at_end", "451 4.7.0 too many", 0),
+        ("at_recipient", "drop", 0),
+        ("at_end", "drop", 1),  # the mail may have arrived
+        ("at_sender", "530 5.7.0 Authentication required", 0),  # for good, but not because of the mail
+    ],
+)
+def test_three_mails_put_off_in_a_row_end_the_delivery(
+    now: datetime, mailbox: Mailbox, step: str, answer: str, attempts: int
+) -> None:
+    make_accounts(5, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    setattr(mailbox, step, lambda address: answer)
+
+    delivery = deliver_notices(now=now)
+
+    assert (delivery.put_off, delivery.taken_up, delivery.finished) == (3, 3, False)
+    assert delivery.trouble == "The mail server put off 3 mails in a row; see their notices for why."
+    assert Notice.objects.deliverable(now).count() == 2
+    assert Notice.objects.pending().filter(attempts=0).count() == (2 if attempts else 5)
+    assert Notice.objects.pending().filter(attempts=attempts, claimed=None, next_attempt__gt=now).count() == 3
+
+    setattr(mailbox, step, lambda address: None)
+    assert deliver_notices(now=now + 5 * HOUR) == Delivery(sent=5, finished=True)
+    assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 5
+
+
+def test_a_server_that_closes_after_a_few_mails_is_called_again_at_once(now: datetime, mailbox: Mailbox) -> None:
+    make_accounts(5, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    mailbox.per_connection = 2
+
+    assert deliver_notices(now=now) == Delivery(sent=5, finished=True)
+
+    assert mailbox.connections == 3
+    assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 5
+
+
+def test_a_server_that_is_away_changes_nothing_and_is_named_as_the_trouble(
+    now: datetime, mailbox: Mailbox, settings: Settings
+) -> None:
+    expired(now)
+    notices.queue_notices(now=now)
+    before = Notice.objects.values().get()
+    settings.EMAIL_PORT = 1
+
+    delivery = deliver_notices(now=now)
+
+    assert delivery.taken_up == 0
+    assert delivery.trouble.startswith("The mail server cannot be used: ConnectionRefusedError")
+    assert Notice.objects.values().get() == before
+
+    settings.EMAIL_PORT = mailbox.port
+    assert deliver_notices(now=now).sent == 1
+
+
+@pytest.fixture
+def slow(mailbox: Mailbox) -> Iterator[threading.Event]:
+    """Set, the mail server answers the whole of its second mail; until then it thinks about it."""
+    answer = threading.Event()
+
+    def think(address: str) -> None:
+        if len(mailbox.raw) == 1:
+            answer.wait(20)
+
+    mailbox.at_end = think
+    yield answer
+    answer.set()
+
+
+def test_a_mail_without_an_answer_in_time_is_sent_again_hours_later(
+    now: datetime, mailbox: Mailbox, settings: Settings, slow: threading.Event
+) -> None:
+    settings.EMAIL_TIMEOUT = 0.5
+    make_accounts(2, ended=-DAY / 2, now=now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now) == Delivery(sent=1, put_off=1, finished=True)
+    slow.set()
+    wait_for("the server to have taken the mail after all", lambda: len(mailbox.raw) == 2)
+
+    notice = Notice.objects.pending().get()
+    assert (notice.attempts, notice.last_error) == (
+        1,
+        "SMTPServerDisconnected: Connection unexpectedly closed: timed out",
+    )
+    assert deliver_notices(now=now + 4 * HOUR - SECOND) == Delivery(finished=True)
+    assert deliver_notices(now=now + 4 * HOUR + 10 * SECOND) == Delivery(sent=1, finished=True)
+    assert mailbox.connections == 2
+    assert mailbox.mails[1]["Message-ID"] == mailbox.mails[2]["Message-ID"]
+
+
+def test_a_server_that_cuts_off_after_a_mail_receives_it_five_times(now: datetime, mailbox: Mailbox) -> None:
+    good, bad = expired(now), expired(now)
+    notices.queue_notices(now=now)
+    received: list[str] = []
+
+    def take_and_cut(address: str) -> str | None:
+        received.append(address)
+        return "drop" if address == bad_address else None
+
+    bad_address = bad.user.email
+    mailbox.at_end = take_and_cut
+    assert deliver_notices(now=now) == Delivery(sent=1, put_off=1, finished=True)
+    for attempt in range(2, MAX_ATTEMPTS):
+        assert deliver_notices(now=now + attempt * (LEASE + HOUR)) == Delivery(put_off=1, finished=True)
+    assert deliver_notices(now=now + 2 * DAY) == Delivery(given_up=1, finished=True)
+
+    assert deliver_notices(now=now + 3 * DAY) == Delivery(finished=True)
+    assert received == [good.user.email, *[bad.user.email] * MAX_ATTEMPTS]
+    assert Notice.objects.get(account=bad).last_error == "SMTPServerDisconnected: Connection unexpectedly closed"
+
+
+def test_a_time_limit_in_the_middle_of_a_mail_ends_the_task_and_puts_it_off(
+    mailbox: Mailbox, settings: Settings, slow: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strike(signum: int, frame: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    def think(address: str) -> None:
+        if len(mailbox.raw) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)  # as the pool does to a process
+            slow.wait(20)
+
+    settings.TRIAL_NOTICES = True
+    mailbox.at_end = think
+    make_accounts(3, ended=-DAY / 2, now=timezone.now())
+    notices.queue_notices(now=timezone.now())
+    monkeypatch.setattr(tasks.deliver_notices, "apply_async", lambda **options: None)
+    before = {notice["id"]: notice for notice in Notice.objects.values()}
+    usual = signal.signal(signal.SIGUSR1, strike)
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            tasks.deliver_notices.run()
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
+
+    pending = {notice["id"]: notice for notice in Notice.objects.pending().values()}
+    cut_off = pending.pop(Notice.objects.get(attempts=1, status="pending").pk)
+    assert pending == {number: before[number] for number in pending}
+    assert len(pending) == 1
+    assert cut_off["next_attempt"] > timezone.now() + LEASE - HOUR
+    slow.set()
+    assert deliver_notices(now=timezone.now()) == Delivery(sent=1, finished=True)
+
+
+class Faulty(EmailBackend):
+    """Fails, once, in the middle of a mail, for a reason of its own."""
+
+    failed = False
+
+    def _send(self, email_message: Any) -> bool:
+        if not Faulty.failed:
+            Faulty.failed = True
+            assert self.connection
+            self.connection.putcmd("NOOP")  # its answer is still to come
+            raise KeyError("api_key")
+        return bool(super()._send(email_message))  # type: ignore[misc]
+
+
+def test_a_fault_in_the_mail_backend_counts_against_no_mail(
+    now: datetime, mailbox: Mailbox, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EMAIL_BACKEND = f"{__name__}.Faulty"
+    monkeypatch.setattr(Faulty, "failed", False)
+    first, second = expired(now), expired(now)
+    notices.queue_notices(now=now)
+    at_end(mailbox, second, "554 5.7.1 it looks like spam")
+
+    assert deliver_notices(now=now) == Delivery(put_off=1, refused=1, finished=True)
+
+    notice = Notice.objects.get(account=first)
+    assert (notice.status, notice.attempts, notice.last_error) == ("pending", 0, "KeyError: 'api_key'")
+    assert deliver_notices(now=now + HOUR / 4 + SECOND) == Delivery(sent=1, refused=1, finished=True)
+    assert mailbox.recipients == [first.user.email]
+
+
+class ApiError(OSError):
+    """As AnymailRequestsAPIError, which is one by way of requests."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"API response {status_code}")
+        self.status_code = status_code
+
+
+AnymailRecipientsRefused = type("AnymailRecipientsRefused", (Exception,), {})
+
+
+class HttpBackend(BaseEmailBackend):
+    """Sends by the API of a mail provider, which answers with ``error``."""
+
+    error: Exception
+
+    def send_messages(self, email_messages: Any) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (ApiError(400), Delivery(refused=1, finished=True)),
+        (ApiError(422), Delivery(refused=1, finished=True)),
+        (AnymailRecipientsRefused("All message recipients were rejected"), Delivery(refused=1, finished=True)),
+        (ApiError(401), Delivery(put_off=1, finished=True)),
+        (ApiError(429), Delivery(put_off=1, finished=True)),
+        (ApiError(503), Delivery(put_off=1, finished=True)),
+    ],
+    ids=["bad request", "unprocessable", "recipients", "our key", "too many", "away"],
+)
+def test_of_a_provider_s_answers_only_a_refusal_counts_against_a_mail(
+    now: datetime, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: Delivery
+) -> None:
+    settings.EMAIL_BACKEND = f"{__name__}.HttpBackend"
+    monkeypatch.setattr(HttpBackend, "error", error, raising=False)
+    expired(now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now) == outcome
+
+
+class ConnectTimeout(OSError):  # noqa: N818 (the name is what it is known by)
+    """As that of requests, which has the timeout of the socket behind it."""
+
+    def __init__(self) -> None:
+        super().__init__("timed out")
+        self.__context__ = TimeoutError()
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [(TimeoutError(), 1), (ConnectionResetError(), 1), (ConnectionRefusedError(), 0), (ConnectTimeout(), 0)],
+    ids=["no answer", "cut off", "refused", "never connected"],
+)
+def test_a_mail_may_have_arrived_only_when_the_provider_was_reached(
+    now: datetime, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, attempts: int
+) -> None:
+    settings.EMAIL_BACKEND = f"{__name__}.HttpBackend"
+    monkeypatch.setattr(HttpBackend, "error", error, raising=False)
+    expired(now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now) == Delivery(put_off=1, finished=True)
+    notice = Notice.objects.get()
+    assert notice.attempts == attempts
+    assert (notice.next_attempt > now + HOUR) == (attempts == 1)
+
+
+def test_every_attempt_at_a_mail_carries_the_same_message_id(now: datetime, mailbox: Mailbox) -> None:
+    expired(now)
+    notices.queue_notices(now=now)
+    deliver_notices(now=now)
+    Notice.objects.update(
+        status=Notice.Status.PENDING, sent=None, next_attempt=now
+    )  # as after a crash before the commit
+    deliver_notices(now=now)
+
+    first, second = mailbox.mails
+    assert first["Message-ID"] == second["Message-ID"]
+    assert first["Message-ID"].endswith("@example.com>")
+
+
+def test_a_mail_repeated_after_a_restore_carries_the_same_message_id(now: datetime, mailbox: Mailbox) -> None:
+    trialing(7 * DAY, now), expired(now), expired(now)
+
+    for moment in (now, now + HOUR):
+        notices.queue_notices(now=moment)
+        deliver_notices(now=moment)
+        Notice.objects.all().delete()  # the dump is older
+
+    ids = [mail["Message-ID"] for mail in mailbox.mails]
+    assert sorted(ids[:3]) == sorted(ids[3:])
+    assert len(set(ids)) == 3
+
+
+@pytest.fixture
+def broken_template(settings: Settings, tmp_path: Path) -> None:
+    template = tmp_path / "accounts" / "notices" / "ending_soon.txt"
+    template.parent.mkdir(parents=True)
+    template.write_text("{% nonsense %}")
+    settings.TEMPLATES = [{**django_settings.TEMPLATES[0], "DIRS": [tmp_path]}]
+
+
+@pytest.fixture
+def broken_header(settings: Settings) -> None:
+    settings.TRIAL_NOTICE_UNSUBSCRIBE = "https://example.com/\nBcc: c@d.example"
+
+
+@pytest.mark.parametrize(
+    ("broken", "error"),
+    [("broken_template", "TemplateSyntaxError: Invalid block tag"), ("broken_header", "BadHeaderError: Header values")],
+)
+def test_a_mail_that_cannot_be_composed_fails_alone_and_is_given_up(
+    now: datetime, mailbox: Mailbox, request: pytest.FixtureRequest, broken: str, error: str
+) -> None:
+    request.getfixturevalue(broken)
+    trialing(7 * DAY, now), expired(now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now) == Delivery(sent=1, refused=1, finished=True)
+    notice = Notice.objects.get(kind=Notice.Kind.ENDING_SOON)
+    assert (notice.status, notice.attempts, notice.claimed) == (Notice.Status.PENDING, 1, None)
+    assert notice.next_attempt - now >= RETRY_AFTER
+    assert notice.last_error.startswith(error)
+
+    outcomes = [deliver_notices(now=now + hours * HOUR) for hours in (1, 3, 8, 25)]
+    assert outcomes == [Delivery(refused=1, finished=True)] * 3 + [Delivery(given_up=1, finished=True)]
+
+
+# --- Who has a notice in hand ---
+
+
+def before_the_first_mail(monkeypatch: pytest.MonkeyPatch, happen: Callable[[Notice], None]) -> None:
+    """Have something happen while a process has a notice in hand, just before its mail is sent."""
+
+    def send(message: EmailMultiAlternatives, mailer: BaseEmailBackend) -> None:
+        monkeypatch.undo()
+        happen(Notice.objects.get(status=Notice.Status.PENDING, claimed__isnull=False))
+        mailer_module.send(message, mailer)
+
+    monkeypatch.setattr(delivery, "send", send)
+
+
+def test_a_notice_in_hand_is_left_alone_and_its_attempt_is_on_record(
+    now: datetime, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_accounts(2, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    seen: list[Any] = []
+
+    def look(in_hand: Notice) -> None:
+        seen.append((in_hand.attempts, in_hand.next_attempt >= now + LEASE))
+        seen.append(notices.retry(notice_id=in_hand.pk, now=now + HOUR))
+        seen.append(deliver_notices(now=now + HOUR))
+
+    before_the_first_mail(monkeypatch, look)
+    assert deliver_notices(now=now) == Delivery(sent=1, finished=True)
+
+    assert seen == [(1, True), False, Delivery(sent=1, finished=True)]
+    assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 2
+    assert not Notice.objects.exclude(status=Notice.Status.SENT, claimed=None)
+
+
+def test_a_process_that_lost_its_notice_while_it_connected_does_not_send_it(
+    now: datetime, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_slow(mailer: EmailBackend) -> bool:
+        Notice.objects.update(claimed=now + 5 * HOUR, next_attempt=now + 9 * HOUR)  # by another process
+        return True
+
+    monkeypatch.setattr(EmailBackend, "open", be_slow)
+    expired(now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now) == Delivery(skipped=1, finished=True)
+
+    assert Notice.objects.get(status=Notice.Status.PENDING).claimed == now + 5 * HOUR
+    assert mailbox.mails == []
+
+
+def test_a_process_that_connects_too_slowly_gives_its_notice_back(
+    now: datetime, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expired(now)
+    notices.queue_notices(now=now)
+    before = Notice.objects.values().get()
+    monkeypatch.setattr(delivery, "LEASE", timedelta(0))
+
+    delivered = deliver_notices(now=now)
+
+    assert delivered.trouble == "The mail server cannot be used: connecting took more than 0:00:00."
+    assert Notice.objects.values().get() == before
+    assert mailbox.mails == []
+
+
+def test_a_notice_whose_process_always_dies_is_given_up(now: datetime, mailbox: Mailbox) -> None:
+    deadly, other = trialing(7 * DAY, now), trialing(7 * DAY, now)
+    notices.queue_notices(now=now)
+    for attempt in range(MAX_ATTEMPTS):
+        claim = delivery._claim(now + attempt * LEASE)  # and the process dies
+        assert claim
+        assert claim.account == deadly
+        if not attempt:
+            assert deliver_notices(now=now) == Delivery(sent=1, finished=True)
+
+    assert deliver_notices(now=now + MAX_ATTEMPTS * LEASE) == Delivery(given_up=1, finished=True)
+
+    notice = Notice.objects.get(account=deadly)
+    assert (notice.status, notice.attempts, notice.claimed) == (Notice.Status.GIVEN_UP, MAX_ATTEMPTS, None)
+    assert notice.last_error == "Given up after 5 attempts; the process of the last one died or was stopped."
+    assert mailbox.recipients == [other.user.email]
+    assert notices.retry(notice_id=notice.pk, now=now + DAY)
+    assert deliver_notices(now=now + DAY).sent == 1
+
+
+Ask = Callable[[str], Any]
+
+
+@pytest.fixture
+def ask_about_the_sender(transactional_db: None) -> Ask:
+    """Ask PostgreSQL, also in the mail server's thread, about the connection of whoever sends."""
+    where = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    parameters = connection.get_connection_params()
+
+    def ask(what: str) -> Any:
+        with psycopg.connect(**parameters, autocommit=True) as other:
+            return other.execute(f"SELECT {what} FROM pg_stat_activity WHERE {where}").fetchall()  # noqa: S608
+
+    return ask
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_no_transaction_is_open_while_the_mail_server_answers(
+    now: datetime, mailbox: Mailbox, ask_about_the_sender: Ask
+) -> None:
+    states: list[Any] = []
+
+    def look(address: str) -> None:
+        states.extend(ask_about_the_sender("state"))
+
+    expired(now), expired(now)
+    notices.queue_notices(now=now)
+    mailbox.at_sender = mailbox.at_recipient = mailbox.at_end = look
+
+    assert deliver_notices(now=now) == Delivery(sent=2, finished=True)
+    assert states == [("idle",)] * 6
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_mail_is_recorded_although_postgresql_ended_the_connection(
+    now: datetime, mailbox: Mailbox, ask_about_the_sender: Ask
+) -> None:
+    ended: list[Any] = []
+
+    def end_it(address: str) -> None:
+        ended.extend(ask_about_the_sender("pg_terminate_backend(pid, 10000)"))
+
+    expired(now), expired(now)
+    notices.queue_notices(now=now)
+    mailbox.at_sender = mailbox.at_end = end_it
+
+    assert deliver_notices(now=now) == Delivery(sent=2, finished=True)
+    assert Notice.objects.filter(status=Notice.Status.SENT).count() == len(mailbox.mails) == 2
+    assert ended == [(True,)] * 2
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("state", ["40001", "40P01"])
+def test_a_serialization_failure_or_a_deadlock_costs_a_mail_nothing(
+    now: datetime, mailbox: Mailbox, state: str
+) -> None:
+    """As with REPEATABLE READ for the role's default: the claim and the record each fail once."""
+    expired(now)
+    notices.queue_notices(now=now)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SEQUENCE tries")
+    fail = f"IF nextval('tries') % 2 = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = '{state}'; END IF;"
+    try:
+        with trigger_on_update(Notice.objects.get(), fail):
+            assert deliver_notices(now=now) == Delivery(sent=1, finished=True)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP SEQUENCE tries")
+    assert len(mailbox.mails) == 1
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_notice_that_is_locked_is_passed_over_and_the_next_one_taken(now: datetime, mailbox: Mailbox) -> None:
+    make_accounts(2, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    first = Notice.objects.deliverable(now)[0]
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = '2s'")  # for whoever would wait
+    with psycopg.connect(**connection.get_connection_params()) as other:
+        other.execute("SELECT id FROM accounts_notice WHERE id = %s FOR UPDATE", [first.pk])
+
+        assert deliver_notices(now=now) == Delivery(sent=1, finished=True)
+        other.rollback()  # as PostgreSQL does when the process dies
+
+    with connection.cursor() as cursor:
+        cursor.execute("RESET lock_timeout")
+    assert Notice.objects.deliverable(now).get() == first
+    assert deliver_notices(now=now).sent == 1
+    assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 2
