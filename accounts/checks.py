@@ -140,7 +140,7 @@ WITH_NOTICES_ON = [
     ),
     Rule("E007", "SITE_URL", public_site, "where customers reach the site, such as https://www.example.com"),
     Rule(
-        "E012",
+        "E007",
         "EMAIL_TIMEOUT",
         lambda value: type(value) in {int, float} and 0 < value <= 600,
         "a number of seconds above 0 and up to 600: without it a silent mail server holds a process for ever",

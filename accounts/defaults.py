@@ -3,8 +3,6 @@
 A project's settings begin with ``from accounts.defaults import *`` and then say what differs.
 """
 
-from datetime import datetime
-
 # --- The rule ---
 
 TRIAL_DAYS = 60  # for accounts created from now on
@@ -27,7 +25,7 @@ TRIAL_NOTICES = False
 TRIAL_REMINDER_DAYS = [7, 1]  # before the end, from high to low
 TRIAL_NOTICE_WINDOW_DAYS = 7  # after the expiry; who expired earlier is not told
 # A mail that fell due before this moment is not sent. After a restore: the moment of the restore. None: no limit.
-TRIAL_NOTICES_SINCE: datetime | None = None
+TRIAL_NOTICES_SINCE = None
 TRIAL_NOTICE_RATE: int | None = None  # mails a minute, of each process that sends; None: no limit
 TRIAL_NOTICE_UNSUBSCRIBE = ""  # for the header List-Unsubscribe: a link or mailto:
 SITE_NAME = "Trial expiry"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,11 @@ SQLITE_OPTION = "{name} has an option other than timeout, a whole number of seco
 TRANSPORT = "{name} has a scheme that Celery lacks here. It must be like redis://:password@host:6379/0."
 
 REFUSED: list[tuple[str, ...]] = [
+    (
+        "{it} is not a date and time with its time zone, such as 2026-03-01T14:00:00Z.",
+        "TRIAL_NOTICES_SINCE",
+        "2026-03-01",
+    ),
     ("{it} is none of DEBUG, INFO, WARNING, ERROR, CRITICAL.", "LOG_LEVEL", "LOUD"),
     ("{it} is none of line, json.", "LOG_FORMAT", "xml"),
     (BOOLEAN, "DJANGO_DEBUG", "enabled", "-1"),
@@ -427,6 +433,8 @@ def test_every_variable_that_the_settings_read_is_in_the_example() -> None:
         ("TRIAL_REMINDER_DAYS", [7, 7], "accounts.E004"),
         ("TRIAL_REMINDER_DAYS", [7, 0], "accounts.E004"),
         ("TRIAL_NOTICE_RATE", 0, "accounts.E005"),
+        ("TRIAL_NOTICES_SINCE", "2026-03-01", "accounts.E011"),
+        ("TRIAL_NOTICES_SINCE", datetime(2026, 3, 1), "accounts.E011"),  # noqa: DTZ001 (without a zone)
         ("TRIAL_NOTICE_UNSUBSCRIBE", "unsubscribe@example.com", "accounts.E006"),
         ("TRIAL_NOTICE_UNSUBSCRIBE", "mailto:a@example.com>, <b", "accounts.E006"),
     ],
@@ -462,12 +470,13 @@ def test_the_least_sensible_values_are_accepted(settings: Settings, name: str, v
     ("name", "value"),
     [
         ("EMAIL_BACKEND", "django.core.mail.backends.console.EmailBackend"),
+        ("EMAIL_TIMEOUT", None),
         ("DEFAULT_FROM_EMAIL", "webmaster@localhost"),
         ("SITE_URL", "http://localhost:8000"),
     ],
 )
 def test_production_does_not_mail_customers_before_it_was_told_from_whom_where_to_and_by_which_server(
-    settings: Settings, name: str, value: str
+    settings: Settings, name: str, value: str | None
 ) -> None:
     settings.TRIAL_NOTICES, settings.DEBUG = True, False
     settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
