@@ -1,60 +1,32 @@
 """An invented result of ``compare_paths``, of believable size, for tests of what reads results."""
 
-from comparison.results import (
-    DJANGO_SETUP,
-    Contender,
-    DueQuery,
-    Machine,
-    Options,
-    Recovery,
-    Result,
-    Sample,
-    Scenario,
-    Spread,
-    Standing,
-    StartUp,
-    Timeliness,
-)
+from collections.abc import Iterator
+
+from comparison.measurements import Contender, Measurement, Options, Result, Scenario
 
 MB = 1_000_000
 HOUR = 3600.0
+
+
+def contender(name: str, title: str, path: str) -> Contender:
+    return Contender(name=name, title=title, how=f"This is how {title} works.", path=path)
+
+
+PATHS = (
+    contender("raw-sql", "One raw UPDATE", "limit"),
+    contender("one-update", "One update() of all", "cron"),
+    contender("command", "expire_trials", "cron"),
+    contender("celery-1", "Celery, 1 process", "celery"),
+    contender("celery-2", "Celery, 2 processes", "celery"),
+    contender("row-by-row", "A loop of save()", "cron"),
+)
 CONTENDERS = (
-    Contender(
-        name="raw-sql",
-        title="psql, one UPDATE",
-        how="psql runs a single UPDATE of the same rows and columns. The limit.",
-        path="limit",
-    ),
-    Contender(
-        name="one-update",
-        title="The article's command",
-        how="A management command with one queryset.update().",
-        path="cron",
-    ),
-    Contender(
-        name="command",
-        title="manage.py expire_trials",
-        how="This project's command, a process for each run.",
-        path="cron",
-    ),
-    Contender(
-        name="celery-1",
-        title="Celery, 1 process",
-        how="A message to a worker with one process.",
-        path="celery",
-    ),
-    Contender(
-        name="celery-2",
-        title="Celery, 2 processes",
-        how="A message to a worker with two processes.",
-        path="celery",
-    ),
-    Contender(
-        name="row-by-row",
-        title="A loop of save()",
-        how="A management command that saves account by account; measured on 2,000 accounts.",
-        path="cron",
-    ),
+    *PATHS,
+    contender("python", "python", "limit"),
+    contender("django-setup", "django.setup()", "limit"),
+    contender("mail-command", "send_trial_notices", "cron"),
+    contender("mail-celery-1", "Celery, 1 process", "celery"),
+    contender("mail-celery-8", "Celery, 8 processes", "celery"),
 )
 # For each contender: start-up seconds, seconds per account, accounts in a transaction, MB.
 COSTS = {
@@ -65,128 +37,117 @@ COSTS = {
     "celery-2": (0.02, 4.0e-6, 10_000, 255),
     "row-by-row": (0.72, 850e-6, 1, 64),
 }
+NAMES = tuple(COSTS)
 
 
-def scenario(kind: str, accounts: int, due: int, title: str) -> Scenario:
+def scenario(
+    kind: str, due: int, *, accounts: int = 0, baseline: str = "raw-sql", contenders: tuple[str, ...] = NAMES
+) -> Scenario:
+    accounts = accounts or due
+    title = f"{kind}: {due:,} of {accounts:,} accounts are due"
     return Scenario(
         name=f"{kind}-{accounts}",
         kind=kind,
         title=title,
         accounts=accounts,
         due=due,
-        baseline="raw-sql",
-        contenders=tuple(contender.name for contender in CONTENDERS),
+        baseline=baseline,
+        contenders=contenders,
     )
 
 
-def sample(of: Scenario, contender: str, round_number: int) -> Sample:
-    startup, per_account, in_transaction, memory = COSTS[contender]
-    noise = 1 + 0.04 * ((round_number * 7 + len(contender)) % 5 - 2)
+def values(of: Scenario, contender: str, number: int) -> dict[str, float]:
+    start_up, per_account, in_transaction, memory = COSTS[contender]
+    noise = 1 + 0.04 * ((number * 7 + len(contender)) % 5 - 2)
     work = max(0.004, of.due * per_account) * noise
     longest = max(0.003, min(in_transaction or of.due, of.due) * per_account) * noise
-    waits = min(int(20 * (startup + work)), of.due // 2)
-    return Sample(
-        scenario=of.name,
-        contender=contender,
-        round=round_number,
-        measured_on=min(of.due, 2000) if contender == "row-by-row" else of.due,
-        seconds=startup + work,
-        service_seconds=work,
-        cpu_seconds=startup * 0.9 + 0.05 * work,
-        database_cpu_seconds=0.9 * work,
-        peak_memory_bytes=memory * MB,
-        longest_transaction_seconds=longest,
-        waits=waits,
-        wait_median_seconds=0.002 + longest / 5 if waits else None,
-        wait_p99_seconds=0.004 + longest * 0.9 if waits else None,
-        wait_max_seconds=0.004 + longest if waits else None,
-    )
+    payments = min(int(20 * (start_up + work)), of.due // 2)
+    waits = {
+        "wait_median_seconds": 0.002 + longest / 5,
+        "wait_p99_seconds": 0.004 + longest * 0.9,
+        "wait_max_seconds": 0.004 + longest,
+    }
+    late = {"late_average_seconds": HOUR / 2 + start_up + work, "late_worst_seconds": HOUR + start_up + work}
+    return {
+        "measured_on": min(of.due, 250) if contender == "row-by-row" else of.due,
+        "seconds": start_up + work,
+        "service_seconds": work,
+        "start_up_share": start_up / (start_up + work),
+        "cpu_seconds": start_up * 0.9 + 0.05 * work,
+        "database_cpu_seconds": 0.9 * work,
+        "peak_memory_bytes": memory * MB,
+        "longest_transaction_seconds": longest,
+        "payments": payments,
+        **(waits if payments else {}),
+        **(late if of.kind == "normal" else {}),
+    }
 
 
-def start_up(what: str, seconds: float) -> StartUp:
-    spread = Spread.of([seconds * 0.95, seconds, seconds * 1.1])
-    return StartUp(what=what, seconds=spread, ratio=Spread.of([seconds / 0.38]))
+def held(processes: int) -> dict[str, float]:
+    worker = 64 + 24 * processes
+    return {
+        "processes": 3 + processes,
+        "broker_bytes": 9 * MB,
+        "scheduler_bytes": 62 * MB,
+        "worker_bytes": worker * MB,
+        "held_bytes": (71 + worker) * MB,
+    }
+
+
+OTHERS: dict[str, dict[str, dict[str, float]]] = {
+    "idle": {"command": {"processes": 0, "held_bytes": 0}, "celery-1": held(1), "celery-2": held(2)},
+    "start-up": {"python": {"seconds": 0.016}, "django-setup": {"seconds": 0.38}, "command": {"seconds": 0.45}},
+    "killed": {
+        "command": {"left": 391_000, "seconds": 2.9, "until_tick_seconds": HOUR},
+        "celery-2": {"left": 380_000, "seconds": 4.4, "until_tick_seconds": 600},
+    },
+}
+
+
+def measurements(scenarios: tuple[Scenario, ...]) -> Iterator[Measurement]:
+    for of in scenarios:
+        for name in of.contenders:
+            for number in (1,) if of.kind in OTHERS else (1, 2, 3):
+                measured = OTHERS[of.kind][name] if of.kind in OTHERS else values(of, name, number)
+                for measure, value in measured.items():
+                    yield Measurement(scenario=of.name, contender=name, measure=measure, round=number, value=value)
 
 
 def result() -> Result:
     """A comparison at 10,000, 100,000 and 1,000,000 accounts in three rounds."""
     sizes = (10_000, 100_000, 1_000_000)
     scenarios = (
-        scenario("nothing", sizes[-1], 0, "Nothing due among 1,000,000 accounts"),
-        scenario("normal", sizes[-1], 1000, "A normal day: 1,000 of 1,000,000 accounts are due"),
+        scenario("nothing", 0, accounts=sizes[-1]),
+        scenario("normal", 1000, accounts=sizes[-1]),
+        *(scenario("backlog", size * 8 // 10, accounts=size) for size in sizes),
         *(
-            scenario("backlog", size, size * 8 // 10, f"A backlog: {size * 8 // 10:,} of {size:,} accounts are due")
-            for size in sizes
+            scenario(kind, 0, accounts=sizes[0], baseline=baseline, contenders=tuple(OTHERS[kind]))
+            for kind, baseline in (("idle", ""), ("start-up", "django-setup"), ("killed", ""))
         ),
     )
     return Result(
-        machine=Machine(
-            cpu="An invented processor at 2.4 GHz",
-            cores=2,
-            memory_bytes=24_000 * MB,
-            system="Linux 6.1",
-            python="3.11.2",
-            django="5.2.19",
-            celery="5.7.0",
-            database="PostgreSQL 18.1",
-            broker="Valkey 9.1.2",
-        ),
+        machine={
+            "Processor": "An invented processor at 2.4 GHz, 2 cores",
+            "Memory": "24.0 GB",
+            "System": "Linux 6.1",
+            "Database": "PostgreSQL 18.1",
+            "Broker": "Valkey 9.1.2",
+            "Python": "3.11.2",
+            "Django": "5.2.19",
+            "Celery": "5.7.0",
+        },
         options=Options(
             command="make compare",
             measured="2026-11-22T22:00:00+00:00",
+            kinds=("nothing", "normal", "backlog", *OTHERS),
             sizes=sizes,
             rounds=3,
             seed=61,
             workers=2,
             interval_seconds=HOUR,
+            mails=200,
         ),
         contenders=CONTENDERS,
         scenarios=scenarios,
-        samples=tuple(
-            sample(each, contender, round_number)
-            for each in scenarios
-            for round_number in (1, 2, 3)
-            for contender in each.contenders
-        ),
-        start_ups=(
-            start_up("python", 0.016),
-            start_up(DJANGO_SETUP, 0.38),
-            start_up("command", 0.45),
-        ),
-        due_queries=(DueQuery(accounts=1_000_000, seconds=Spread(median=0.0004, lowest=0.0003, highest=0.0021)),),
-        standing=(
-            Standing(path="celery", role="broker", concurrency=None, processes=1, memory_bytes=9 * MB),
-            Standing(path="celery", role="beat", concurrency=None, processes=1, memory_bytes=62 * MB),
-            Standing(path="celery", role="worker", concurrency=1, processes=2, memory_bytes=88 * MB),
-            Standing(path="celery", role="worker", concurrency=2, processes=3, memory_bytes=112 * MB),
-        ),
-        timeliness=tuple(
-            Timeliness(
-                contender=name,
-                scenario="normal-1000000",
-                interval_seconds=HOUR,
-                average_seconds=HOUR / 2 + COSTS[name][0],
-                worst_seconds=HOUR + COSTS[name][0],
-            )
-            for name in COSTS
-            if name != "raw-sql"
-        ),
-        recoveries=(
-            Recovery(
-                contender="command",
-                scenario="backlog-1000000",
-                left=391_000,
-                seconds=2.9,
-                schedule_adds_seconds=HOUR,
-                how="The next cron run takes what is left.",
-            ),
-            Recovery(
-                contender="celery-2",
-                scenario="backlog-1000000",
-                left=380_000,
-                seconds=4.4,
-                schedule_adds_seconds=HOUR,
-                how="The worker is started again; the next tick takes what is left.",
-            ),
-        ),
+        measurements=tuple(measurements(scenarios)),
     )

@@ -26,12 +26,13 @@ from pytest_django import Settings
 
 from accounts import delivery, notices, services
 from accounts.models import Account, ExpiryRun, Notice
-from comparison import contenders, mails, results, scenarios
-from comparison.compare import database_process
-from comparison.contenders import Contender, Failed
-from comparison.mails import MeasuringMails
-from comparison.measure import Measuring, percentile
-from comparison.results import Result, Scenario
+from comparison import contenders, sample
+from comparison.machine import database_process
+from comparison.measurements import SCHEMA, Measurement, Options, Result, Scenario, Spread
+from comparison.measures import Turn, percentile, server_cpu_seconds
+from comparison.run import measured
+from comparison.runners import Failed, Runner
+from comparison.workloads import Backlog, Mails, Workload
 from sandbox.mail_server import Mailbox
 from sandbox.servers import wait_for
 from tests import comparison_example
@@ -71,7 +72,7 @@ def compare(configured: str) -> Compare:
                 "DJANGO_SETTINGS_MODULE": "project.settings",
                 "DATABASE_URL": configured,
                 "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
-                "TRIAL_DAYS": "7000",
+                "TRIAL_DAYS": "3000",
                 "TMPDIR": str(temporary),
             },
             stdout=subprocess.PIPE,
@@ -99,33 +100,41 @@ def compared(compare: Compare, configured: str, tmp_path: Path) -> Callable[...,
 
 @pytest.mark.faults
 @pytest.mark.postgres
-def test_every_contender_does_the_same_work_beside_a_configured_database_to_which_nobody_connects(
+def test_every_contender_works_and_nobody_connects_to_the_configured_one(
     compared: Callable[..., Result], configured: str, tmp_path: Path
 ) -> None:
-    result = compared("--scenarios", "nothing", "backlog", "notices", "--mails=24")
+    result = compared("--scenarios", "nothing", "backlog", "idle", "start-up", "mails", "--mails=24")
 
-    assert [sample.wrong for sample in result.samples] == [""] * (5 + 6 + 5)
-    nothing, backlog, notices = result.scenarios
-    assert {sample.contender for sample in result.samples} == {*backlog.contenders, *notices.contenders}
-    assert [sample.waits for sample in result.samples if sample.scenario == nothing.name] == [0] * 5
-    assert [start_up.what for start_up in result.start_ups] == ["python", results.DJANGO_SETUP, "command"]
-    assert result.start_ups[0].ratio.highest < 1 == result.start_ups[1].ratio.median
-    assert [query.accounts for query in result.due_queries] == [1000]
-    for name in notices.contenders:
-        (sample,) = result.of(notices.name, name)
-        assert (sample.measured_on, sample.waits) == (24, 0)
-        assert sample.seconds
-    for sample in (sample for name in backlog.contenders for sample in result.of(backlog.name, name)):
-        assert sample.seconds
-        assert sample.service_seconds
-        assert sample.start_up_share is not None
+    def median(scenario: Scenario, name: str, measure: str) -> float | None:
+        figure = result.figures.get((scenario.name, name, measure))
+        return figure.spread.median if figure else None
+
+    assert result.wrong == {}
+    nothing, backlog, idle, start_up, mails = result.scenarios
+    assert [len(each.contenders) for each in result.scenarios] == [5, 6, 3, 4, 5]
+    timed = {(name, scenario) for scenario, name, measure in result.figures if measure == "seconds"}
+    not_idle = [each for each in result.scenarios if each != idle]
+    assert timed == {(name, each.name) for each in not_idle for name in each.contenders}
+    assert [median(nothing, name, "payments") for name in nothing.contenders] == [None] * 5
+    assert start_up.contenders == ("python", "django-setup", "command", "due-query")
+    python, django = (result.figures[start_up.name, name, "seconds"] for name in start_up.contenders[:2])
+    assert python.ratio
+    assert django.ratio
+    assert python.ratio.highest < 1 == django.ratio.median
+    assert start_up.accounts == 1000
+    for name in mails.contenders:
+        assert (median(mails, name, "measured_on"), median(mails, name, "payments")) == (24, None)
+    for name in backlog.contenders:
+        assert median(backlog, name, "service_seconds")
+        assert median(backlog, name, "start_up_share") is not None
         # Of psql, which at this size may be gone before anybody looks, there may be none to tell.
-        assert sample.peak_memory_bytes or sample.contender == "raw-sql"
-        assert sample.cpu_seconds is not None
-        assert sample.measured_on == (contenders.PART if sample.contender == "row-by-row" else 800)
-        assert bool(sample.waits) == (sample.wait_p99_seconds is not None)
-    assert {standing.role for standing in result.standing} == {"beat", "broker", "worker"}
-    assert {standing.processes for standing in result.standing if standing.role == "worker"} == {2, 3}
+        assert median(backlog, name, "peak_memory_bytes") or name == "raw-sql"
+        assert median(backlog, name, "cpu_seconds") is not None
+        assert median(backlog, name, "measured_on") == (contenders.PART if name == "row-by-row" else 800)
+        assert bool(median(backlog, name, "payments")) == (median(backlog, name, "wait_p99_seconds") is not None)
+    assert [median(idle, name, "processes") for name in idle.contenders] == [0, 4, 5]
+    for role in ("broker", "scheduler", "worker"):
+        assert [bool(median(idle, name, f"{role}_bytes")) for name in idle.contenders] == [False, True, True]
 
     name = urlsplit(configured).path.removeprefix("/")
     counters = "SELECT sessions, xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
@@ -133,16 +142,16 @@ def test_every_contender_does_the_same_work_beside_a_configured_database_to_whic
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_the_json_carries_every_figure_with_its_ratio_to_the_baseline_and_reads_back() -> None:
+def test_the_json_has_every_figure_and_its_ratio_and_reads_back() -> None:
     result = comparison_example.result()
     document = json.loads(result.to_json())
 
-    assert document["schema"] == results.SCHEMA
-    first = document["figures"][0]
-    assert (first["contender"], first["measure"], first["ratio"]["median"]) == ("raw-sql", "seconds", 1)
-    assert len(document["figures"]) == len(result.figures())
+    assert document["schema"] == SCHEMA
+    first = next(each for each in document["figures"] if each["measure"] == "seconds")
+    assert (first["contender"], first["ratio"]["median"]) == ("raw-sql", 1)
+    assert len(document["figures"]) == len(result.figures)
     assert Result.from_json(result.to_json()) == result
-    with pytest.raises(ValueError, match=r"^This is not a result of compare_paths with schema 1\.$"):
+    with pytest.raises(ValueError, match=rf"^This is not a result of compare_paths with schema {SCHEMA}\.$"):
         Result.from_json("{}")
 
 
@@ -150,23 +159,24 @@ def test_ratios_are_taken_round_by_round_and_a_wrong_outcome_has_no_figures() ->
     example = comparison_example.result()
     scenario = example.scenarios[0].name
 
-    def sample(contender: str, round_number: int, seconds: float, wrong: str = "") -> results.Sample:
-        return results.Sample(scenario=scenario, contender=contender, round=round_number, seconds=seconds, wrong=wrong)
+    def seconds(contender: str, *values: float) -> list[Measurement]:
+        return [
+            Measurement(scenario=scenario, contender=contender, measure="seconds", round=number, value=value)
+            for number, value in enumerate(values, start=1)
+        ]
 
     result = replace(
         example,
-        samples=(
-            *(sample("raw-sql", 1, 1.0), sample("raw-sql", 2, 10.0)),
-            *(sample("command", 1, 2.0), sample("command", 2, 20.0)),  # twice as long in a slow round too
-            *(sample("one-update", 1, 1.0), sample("one-update", 2, 1.0, wrong="It expired too many.")),
+        measurements=(
+            *seconds("raw-sql", 1, 10),
+            *seconds("command", 2, 20),  # twice as long in a slow round too
+            *seconds("one-update", 1),
         ),
+        wrong={scenario: {"one-update": "It expired too many."}},
     )
 
-    figure = result.figure(scenario, "command", "seconds")
-    assert figure
-    assert figure.ratio == results.Spread(median=2, lowest=2, highest=2)
-    assert result.figure(scenario, "one-update", "seconds") is None
-    assert result.wrong(scenario, "one-update") == "It expired too many."
+    assert result.figures[scenario, "command", "seconds"].ratio == Spread(median=2, lowest=2, highest=2)
+    assert (scenario, "one-update", "seconds") not in result.figures
 
 
 def started_in(temporary: Path) -> list[tuple[str, dict[str, str]]]:
@@ -183,12 +193,17 @@ def started_in(temporary: Path) -> list[tuple[str, dict[str, str]]]:
 @pytest.mark.faults
 @pytest.mark.postgres
 def test_each_path_is_killed_half_way_and_recovers_and_is_measured_on(compared: Callable[..., Result]) -> None:
-    result = compared("--scenarios=backlog", "--sizes", "50000", "51000")
+    result = compared("--scenarios", "backlog", "killed", "--sizes", "50000", "51000")
 
-    assert [each.contender for each in result.recoveries] == ["command", "celery-2"]
-    assert all(0 < each.left <= 20_000 and each.seconds > 0 for each in result.recoveries)
-    assert [(each.scenario, each.contender, each.wrong) for each in result.samples if each.wrong] == []
-    assert {each.scenario for each in result.samples} == {"backlog-50000", "backlog-51000"}
+    assert [each.name for each in result.scenarios] == ["backlog-50000", "backlog-51000", "killed-50000"]
+    assert result.wrong == {}
+    killed = result.scenarios[-1]
+    assert killed.contenders == ("command", "celery-2")
+    for name in killed.contenders:
+        assert 0 < result.figures[killed.name, name, "left"].spread.median <= 20_000
+        assert result.figures[killed.name, name, "seconds"].spread.median > 0
+        assert result.figures[killed.name, name, "until_tick_seconds"].spread.median > 0
+    assert {each.scenario for each in result.measurements} == {each.name for each in result.scenarios}
 
 
 @pytest.mark.faults
@@ -216,12 +231,28 @@ def test_a_comparison_stopped_by_ctrl_c_leaves_nothing_behind(
     assert on_server(configured, of_the_comparison, name) == []
 
 
-def filled(now: datetime) -> Scenario:
+OPTIONS = Options(
+    command="",
+    measured="",
+    kinds=("backlog",),
+    sizes=(1000,),
+    rounds=1,
+    seed=1,
+    workers=2,
+    interval_seconds=3600,
+    mails=10,
+)
+
+
+def filled(now: datetime) -> Backlog:
     """A backlog, in the tests' own database."""
-    scenarios.fill_users(1000, now=now)
-    return scenarios.fill_accounts(1000, kind="backlog", seed=1, now=now)
+    backlog = Backlog(accounts=1000, runners=(), options=OPTIONS, now=now)
+    sample.fill_users(1000, now=now)
+    backlog.fill()
+    return backlog
 
 
+@pytest.mark.postgres
 @pytest.mark.django_db
 def test_filled_tables_have_their_constraints_and_indexes_again(now: datetime) -> None:
     def constraints() -> dict[str, Any]:
@@ -244,6 +275,7 @@ def expire(now: datetime, **but: Any) -> None:
     Account.objects.due(now).update(**{**changes, **but})
 
 
+@pytest.mark.postgres
 @pytest.mark.django_db
 def test_the_outcome_that_is_expected_is_right(now: datetime) -> None:
     filled(now)
@@ -253,9 +285,10 @@ def test_the_outcome_that_is_expected_is_right(now: datetime) -> None:
     expire(now)
     services.activate(account_id=late)
 
-    assert scenarios.what_is_wrong(paid={early, late}) == ""
+    assert sample.what_is_wrong(paid={early, late}) == ""
 
 
+@pytest.mark.postgres
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("does", "wrong"),
@@ -278,31 +311,32 @@ def test_an_outcome_that_is_not_is_said_to_be_wrong(
     filled(now)
     does(now)
 
-    assert scenarios.what_is_wrong(paid=set()) == wrong
+    assert sample.what_is_wrong(paid=set()) == wrong
 
 
+@pytest.mark.postgres
 @pytest.mark.django_db
 def test_a_customer_who_paid_and_expired_makes_the_outcome_wrong(now: datetime) -> None:
     filled(now)
     expire(now)
     robbed = Account.objects.filter(expiry_run_id=0).values_list("pk", flat=True)[0]
 
-    assert scenarios.what_is_wrong(paid={robbed}) == "1 account(s) expired although their customer had paid."
+    assert sample.what_is_wrong(paid={robbed}) == "1 account(s) expired although their customer had paid."
 
 
+@pytest.mark.postgres
 @pytest.mark.django_db
 def test_customers_are_due_each_comes_once_and_half_of_them_at_most(now: datetime) -> None:
-    scenario = filled(now)
-    customers = list(scenarios.customers(scenario, seed=1, now=now))
+    customers = list(filled(now).customers())
 
     assert len(set(customers)) == len(customers) == 400
     assert Account.objects.due(now).filter(pk__in=customers).count() == 400
 
 
-class InThisProcess(Contender):
+class InThisProcess(Runner):
     """A contender that needs no process."""
 
-    about = results.Contender(name="mine", title="Mine", how="Here.", path="cron")
+    name, title, how = "mine", "Mine", "Here."
 
     def __init__(self, do: Callable[[], object]) -> None:
         self.do = do
@@ -317,6 +351,11 @@ class InThisProcess(Contender):
         return 0.0
 
 
+def turn(workload: Workload, runner: Runner) -> Turn:
+    """Measure a contender in a scenario."""
+    return measured(workload, workload.scenario(), runner, database=database_process())
+
+
 UNSENT: dict[str, Any] = {"status": Notice.Status.PENDING, "sent": None, "next_attempt": NOW}
 
 
@@ -324,51 +363,48 @@ def fail() -> None:
     raise Failed("It ended with exit code 1: no word on stderr")
 
 
+Measured = Callable[[Callable[[datetime], object]], Turn]
+
+
 @pytest.fixture
-def sampled(transactional_db: None) -> Iterator[Callable[[Contender, datetime], results.Sample]]:
-    """Measure a contender in a backlog as of a moment."""
-
-    def sample(contender: Contender, now: datetime) -> results.Sample:
-        measuring = Measuring(restore=lambda name: None, database=database_process(), seed=1, now=now)
-        return measuring.sample(contender, filled(now), round_number=1)
-
-    yield sample
+def backlog(transactional_db: None) -> Iterator[Backlog]:
+    """A scenario whose tables are filled."""
+    yield filled(timezone.now())
     with connection.cursor() as cursor:
         cursor.execute("DROP TABLE expected")
         cursor.execute("DROP TABLE others")
 
 
 @pytest.fixture
-def measured(
-    sampled: Callable[[Contender, datetime], results.Sample],
-) -> Callable[[Callable[[datetime], object]], results.Sample]:
-    """Measure what a function does, called with the moment."""
-    now = timezone.now()
-    return lambda do: sampled(InThisProcess(lambda: do(now)), now)
+def measured_here(backlog: Backlog) -> Measured:
+    """Measure what a function does in that backlog, called with its moment."""
+    return lambda do: turn(backlog, InThisProcess(lambda: do(backlog.now)))
 
 
-@pytest.mark.parametrize("contender", [contenders.raw_sql, contenders.command], ids=["psql", "the command"])
+@pytest.mark.postgres
+@pytest.mark.parametrize("contender", [contenders.RawUpdate, contenders.ExpireTrials], ids=["psql", "the command"])
 def test_a_real_process_is_measured_and_tells_what_its_work_alone_took(
-    contender: Callable[[], Contender],
-    sampled: Callable[[Contender, datetime], results.Sample],
+    contender: Callable[[], Runner],
     environment: Mapping[str, str],
+    backlog: Backlog,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    sample = sampled(contender(), timezone.now())
+    taken = turn(backlog, contender())
 
-    assert sample.wrong == ""
-    assert sample.seconds
-    if contender is contenders.command:  # psql may be gone before anybody looks
-        assert sample.peak_memory_bytes
+    assert taken.wrong == ""
+    assert taken.values["seconds"]
+    if contender is contenders.ExpireTrials:  # psql may be gone before anybody looks
+        assert taken.values["peak_memory_bytes"]
     # A server on another machine goes by another clock than the command.
-    if database_process() or connection.vendor == "sqlite" or contender is contenders.raw_sql:
-        assert sample.service_seconds
-        assert sample.start_up_share is not None
-        assert sample.service_seconds < sample.seconds
+    if database_process() or contender is contenders.RawUpdate:
+        assert 0 < taken.values["service_seconds"] < taken.values["seconds"]
+        share = 1 - taken.values["service_seconds"] / taken.values["seconds"]
+        assert taken.values["start_up_share"] == pytest.approx(share)
 
 
+@pytest.mark.postgres
 @pytest.mark.parametrize(
     ("does", "wrong"),
     [
@@ -378,46 +414,47 @@ def test_a_real_process_is_measured_and_tells_what_its_work_alone_took(
     ids=["does nothing", "fails"],
 )
 def test_a_contender_that_is_wrong_is_reported_and_not_timed(
-    measured: Callable[..., results.Sample], does: Callable[[datetime], object], wrong: str
+    measured_here: Measured, does: Callable[[datetime], object], wrong: str
 ) -> None:
-    sample = measured(does)
+    taken = measured_here(does)
 
-    assert sample.wrong.startswith(wrong)
-    assert sample.seconds is None
+    assert taken.wrong.startswith(wrong)
+    assert taken.values == {}
 
 
-def test_customers_come_while_a_contender_works_and_their_waits_are_measured(
-    measured: Callable[..., results.Sample],
-) -> None:
+@pytest.mark.postgres
+def test_customers_come_while_a_contender_works_and_their_waits_are_measured(measured_here: Measured) -> None:
     def expire_when_somebody_has_paid(now: datetime) -> None:
         wait_for("a customer", Account.objects.filter(status=Account.ACTIVE, trial_ends_at__lt=now).exists)
         services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
 
-    sample = measured(expire_when_somebody_has_paid)
+    taken = measured_here(expire_when_somebody_has_paid)
 
-    assert sample.wrong == ""
-    assert sample.waits >= 1
-    assert sample.wait_max_seconds
-    assert sample.longest_transaction_seconds
+    assert taken.wrong == ""
+    assert taken.values["payments"] >= 1
+    assert taken.values["wait_max_seconds"]
+    assert taken.values["longest_transaction_seconds"]
 
 
+@pytest.mark.postgres
 def test_what_is_measured_on_a_part_is_extrapolated_without_its_start_up(
-    measured: Callable[..., results.Sample], monkeypatch: pytest.MonkeyPatch
+    measured_here: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InThisProcess, "part", 8)  # of 800
-    monkeypatch.setattr(InThisProcess, "told", {"seconds": 10.0, "cpu_seconds": 5.0})
+    monkeypatch.setattr(InThisProcess, "work", {"seconds": 10.0, "cpu_seconds": 5.0})
 
     def expire_eight(now: datetime) -> None:
         keys = list(Account.objects.due(now).values_list("pk", flat=True)[:8])
         Account.objects.filter(pk__in=keys).update(status=Account.TRIAL_EXPIRED, trial_expired_at=now, expiry_run_id=0)
 
-    sample = measured(expire_eight)
+    taken = measured_here(expire_eight)
 
-    assert sample.wrong == ""
-    assert (sample.measured_on, sample.waits) == (8, 0)
-    assert sample.seconds == pytest.approx(99 * 10.0, abs=5)  # and what this run took
-    assert sample.service_seconds == 100 * 10.0
-    assert sample.cpu_seconds == 99 * 5.0
+    assert taken.wrong == ""
+    assert taken.values["measured_on"] == 8
+    assert "payments" not in taken.values
+    assert taken.values["seconds"] == pytest.approx(99 * 10.0, abs=5)  # and what this run took
+    assert taken.values["service_seconds"] == 100 * 10.0
+    assert taken.values["cpu_seconds"] == 99 * 5.0
 
 
 class Server:
@@ -436,20 +473,21 @@ class Server:
         return times
 
 
-def test_a_backend_that_ends_while_the_servers_are_read_is_counted_once(now: datetime) -> None:
+def test_a_backend_that_ends_while_the_servers_are_read_is_counted_once() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as backend:
         server = Server(psutil.Process(backend.pid))
 
-    measuring = Measuring(restore=lambda name: None, database=cast("psutil.Process", server), seed=1, now=now)
-
-    assert measuring._database_cpu_seconds() == 1.0 + 5.0
+    assert server_cpu_seconds(cast("psutil.Process", server)) == 1.0 + 5.0
 
 
 @pytest.fixture
-def mails_owed(transactional_db: None, mailbox: Mailbox, settings: Settings) -> MeasuringMails:
-    """Ten mails owed, each by one notice, and who measures their sending."""
+def mails_owed(transactional_db: None, mailbox: Mailbox, settings: Settings) -> Mails:
+    """Ten mails owed, each by one notice."""
     settings.TRIAL_NOTICES = True
-    return MeasuringMails(restore=lambda name: None, seed=1, now=timezone.now(), mailbox=mailbox)
+    mails = Mails(accounts=10, runners=(), options=OPTIONS, now=timezone.now(), mailbox=mailbox)
+    sample.fill_users(10, now=mails.now)
+    mails.fill()
+    return mails
 
 
 def send(now: datetime, *, limit: int | None = None) -> delivery.Delivery:
@@ -457,6 +495,7 @@ def send(now: datetime, *, limit: int | None = None) -> delivery.Delivery:
     return delivery.deliver_notices(now=now, limit=limit)
 
 
+@pytest.mark.postgres
 @pytest.mark.parametrize(
     ("does", "wrong"),
     [
@@ -478,15 +517,13 @@ def send(now: datetime, *, limit: int | None = None) -> delivery.Delivery:
     ],
     ids=["all", "some", "none", "some twice", "not on record", "to a stranger"],
 )
-def test_who_sends_the_mails_is_timed_only_when_each_arrived_once_and_is_on_record(
-    mails_owed: MeasuringMails, does: Callable[[datetime], object], wrong: str
+def test_mails_are_timed_only_when_each_arrived_once_and_is_on_record(
+    mails_owed: Mails, does: Callable[[datetime], object], wrong: str
 ) -> None:
-    scenario = mails.fill(10, now=mails_owed.now)
+    taken = turn(mails_owed, InThisProcess(lambda: does(mails_owed.now)))
 
-    sample = mails_owed.sample(InThisProcess(lambda: does(mails_owed.now)), scenario, round_number=1)
-
-    assert sample.wrong == wrong
-    assert (sample.seconds is None) == bool(wrong)
+    assert taken.wrong == wrong
+    assert ("seconds" not in taken.values) == bool(wrong)
 
 
 def test_the_99th_percentile_of_a_hundred_is_the_second_largest() -> None:
@@ -500,10 +537,6 @@ def test_the_99th_percentile_of_a_hundred_is_the_second_largest() -> None:
         (["--sizes", "10"], "--sizes must be at least 1000, not 10."),
         (["--rounds", "0"], "--rounds must be at least 1, not 0."),
         (["--workers", "0"], "--workers must be at least 1, not 0."),
-        (
-            ["--sqlite", "--scenarios", "backlog", "notices"],
-            "The notices need PostgreSQL: on SQLite one process sends at a time.",
-        ),
         (["--json", "/nowhere/at/all.json"], "There is no directory /nowhere/at for all.json."),
         (
             ["--svg", "a.svg", "--sizes", "1000"],
@@ -516,6 +549,31 @@ def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
         call_command("compare_paths", *arguments)
 
     assert str(error.value) == message
+    assert error.value.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:S3CR3T@127.0.0.1/x",
+        "sqlite:///S3CR3T.sqlite3",
+        "S3CR3T",
+        "postgres://u:S3/CR3T@127.0.0.1/x",
+        "postgres://u:S3?CR3T@127.0.0.1/x",
+        "postgres://u:3#CR3T@127.0.0.1/x",
+        "postgres://u:3/CR3T@127.0.0.1/x",
+        "postgres://u:S3CR3T@[127.0.0.1/x",
+        "postgres://u:S3CR3T@127.0.0.1/x?sslmoode=S3CR3T",
+    ],
+)
+def test_a_database_url_that_cannot_be_used_is_refused_and_not_quoted(url: str) -> None:
+    with pytest.raises(CommandError) as error:
+        call_command("compare_paths", f"--database={url}")
+
+    assert str(error.value).startswith("--database ")
+    assert "postgres://user:password@host:5432/name" in str(error.value) or "an option" in str(error.value)
+    assert "CR3T" not in str(error.value)
+    assert "\n" not in str(error.value)
     assert error.value.returncode == 2
 
 

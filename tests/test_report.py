@@ -5,33 +5,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from xml.etree import ElementTree
 
 import pytest
 from playwright.sync_api import Browser
 from rich.console import Console
 
-from comparison import plots, sheets, verdict
-from comparison.report import print_report, write_html, write_svg
-from comparison.results import Result, Sample, Scenario
+from comparison import tables, verdict
+from comparison.charts import Series, dots
+from comparison.measurements import Measurement, Result, Scenario, Spread
+from comparison.quantities import duration, number, span, times
+from comparison.report import Report
 from comparison.verdict import Finding
-from comparison.wording import duration, extent, figure, times
 from tests import comparison_example
+from tests.comparison_example import scenario
 
 Rounds = Sequence[float]
+PATHS = ("raw-sql", "one-update", "command", "celery-2")
 
 
 def backlog(due: int) -> Scenario:
-    return Scenario(
-        name=f"backlog-{due}",
-        kind="backlog",
-        title=f"A backlog of {due}",
-        accounts=due,
-        due=due,
-        baseline="raw-sql",
-        contenders=("raw-sql", "one-update", "command", "celery-2"),
-    )
+    return scenario("backlog", due, contenders=PATHS)
+
+
+def measurements(of: Scenario, by_contender: Mapping[str, Rounds], measure: str = "seconds") -> list[Measurement]:
+    return [
+        Measurement(scenario=of.name, contender=name, measure=measure, round=number, value=value)
+        for name, values in by_contender.items()
+        for number, value in enumerate(values, start=1)
+    ]
 
 
 def measured(
@@ -39,23 +42,16 @@ def measured(
 ) -> Result:
     """A result of which only this was measured: one measure, for each contender a value a round. Seconds are all 1."""
     example = comparison_example.result()
-    figures: dict[str, Any] = {"seconds": 1.0}
-    samples = [
-        Sample(scenario=scenario.name, contender=name, round=number, **figures | {measure: value})
-        for scenario, by_contender in scenarios.items()
-        for name, values in by_contender.items()
-        for number, value in enumerate(values, start=1)
-    ]
+    taken = []
+    for of, by_contender in scenarios.items():
+        taken += measurements(of, by_contender, measure)
+        if measure != "seconds":
+            taken += measurements(of, {name: [1.0] * len(values) for name, values in by_contender.items()})
     return replace(
         example,
         options=replace(example.options, interval_seconds=interval),
         scenarios=tuple(scenarios),
-        samples=tuple(samples),
-        start_ups=(),
-        due_queries=(),
-        standing=(),
-        timeliness=(),
-        recoveries=(),
+        measurements=tuple(taken),
     )
 
 
@@ -63,6 +59,17 @@ def said(finding: Finding | None) -> str:
     """The words, with ordinary spaces."""
     assert finding
     return f"{finding.title}. {finding.text}".replace("\N{NO-BREAK SPACE}", " ")
+
+
+def cells(result: Result, kind: str, name: str) -> list[tuple[str, ...]]:
+    """The row of that name in each table of the first scenario of that kind, with ordinary spaces."""
+    made = tables.scenario_tables(result, result.of_kind(kind)[0])
+    return [
+        tuple(cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row[1:])
+        for t in made
+        for row in t.rows
+        if row[0] == name
+    ]
 
 
 # --- The verdict ---
@@ -161,19 +168,42 @@ def test_where_one_update_makes_nobody_wait_longer_it_is_not_said_to() -> None:
     assert words.endswith("one update() of all accounts it was 50 ms.")
 
 
-@pytest.mark.parametrize(("later", "expected"), [(35.0, "the schedule decides"), (37.0, "by Celery with 2 processes")])
-def test_lateness_is_the_schedules_unless_a_path_adds_a_hundredth_of_it(later: float, expected: str) -> None:
+def test_lateness_is_shown_for_each_path_as_the_schedule_and_its_run_make_it() -> None:
     example = comparison_example.result()
-    ours = next(each for each in example.timeliness if each.contender == "command")
-    theirs = replace(ours, contender="celery-2", average_seconds=ours.average_seconds + later)
 
-    assert expected in said(verdict.lateness(replace(example, timeliness=(ours, theirs))))
+    assert cells(example, "normal", "expire_trials")[-1] == ("30 min", "60 min")
+    slow = replace(
+        example,
+        measurements=tuple(
+            replace(each, value=each.value + 70)
+            if each.measure.startswith("late_") and each.contender == "celery-2"
+            else each
+            for each in example.measurements
+        ),
+    )
+    assert cells(slow, "normal", "Celery, 2 processes")[-1] == ("31.2 min", "61.2 min")
 
 
 def test_what_stands_while_idle_is_added_up_for_each_size_of_the_worker() -> None:
-    words = said(verdict.idle_cost(comparison_example.result()))
+    example = comparison_example.result()
 
-    assert "159 MB in 4 processes (worker with 1) and 183 MB in 5 processes (worker with 2)" in words
+    assert cells(example, "idle", "Celery, 1 process") == [("4", "9 MB", "62 MB", "88 MB", "159 MB")]
+    assert cells(example, "idle", "Celery, 2 processes") == [("5", "9 MB", "62 MB", "112 MB", "183 MB")]
+    assert cells(example, "idle", "expire_trials") == [("none", "", "", "", "none")]
+
+
+def test_the_glance_shows_what_celery_holds_and_a_command_does_not() -> None:
+    *_, held, processes = tables.glance(comparison_example.result()).rows
+
+    assert held == ("Memory held between two runs", "none", "none", "183\N{NO-BREAK SPACE}MB")
+    assert processes == ("Processes between two runs", "none", "none", "5")
+
+
+def test_what_a_killed_run_left_and_how_long_that_takes_is_shown() -> None:
+    example = comparison_example.result()
+
+    assert cells(example, "killed", "expire_trials") == [("391,000", "2.90 s", "60 min")]
+    assert cells(example, "killed", "Celery, 2 processes") == [("380,000", "4.40 s", "10 min")]
 
 
 @pytest.mark.parametrize(
@@ -188,17 +218,10 @@ def test_what_stands_while_idle_is_added_up_for_each_size_of_the_worker() -> Non
         ),
     ],
 )
-def test_mails_are_compared_with_the_command_and_with_what_the_schedule_has_time_for(
-    one: Rounds, eight: Rounds, expected: str
-) -> None:
-    example = comparison_example.result()
+def test_mails_are_compared_with_the_command_and_with_the_schedule(one: Rounds, eight: Rounds, expected: str) -> None:
     by_name = {"mail-command": [55.0], "mail-celery-1": one, "mail-celery-8": eight}
-    scenario = replace(backlog(1000), kind="notices", baseline="mail-command", contenders=tuple(by_name))
-    rivals = (
-        replace(example.contenders[3], name="mail-celery-1"),
-        replace(example.contenders[3], name="mail-celery-8", title="Celery, 8 processes"),
-    )
-    words = said(verdict.mails(replace(measured({scenario: by_name}), contenders=rivals)))
+    of = scenario("mails", 1000, baseline="mail-command", contenders=tuple(by_name))
+    words = said(verdict.mails(measured({of: by_name})))
 
     assert expected in words
     assert ("Celery with 8 processes about 450,000" in words) == (eight == [8.0])
@@ -228,7 +251,11 @@ def test_fewer_than_three_rounds_must_differ_by_a_quarter(celery: Rounds, expect
 def test_the_verdict_says_how_sure_it_is(rounds: int, expected: str) -> None:
     example = comparison_example.result()
 
-    assert expected in said(verdict.how_sure(replace(example, options=replace(example.options, rounds=rounds))))
+    assert expected in tables.glance(replace(example, options=replace(example.options, rounds=rounds))).note
+
+
+def test_the_verdict_has_seven_findings_at_most() -> None:
+    assert len(verdict.verdict(comparison_example.result())) <= len(verdict.FINDINGS) <= 7
 
 
 def test_of_what_was_not_measured_nothing_is_said() -> None:
@@ -240,20 +267,23 @@ def test_of_what_was_not_measured_nothing_is_said() -> None:
     [(0, "0"), (0.01234, "0.0123"), (1.204, "1.20"), (3.0, "3"), (9.996, "10"), (123.4, "123"), (12345, "12,300")],
 )
 def test_figures_have_three_significant_digits(value: float, expected: str) -> None:
-    assert figure(value) == expected
+    assert number(value) == expected
 
 
 def test_durations_come_in_the_unit_that_suits() -> None:
     spoken = [duration(seconds) for seconds in (0, 0.00035, 0.9994, 0.9996, 119, 120, 3600, 7200)]
 
     assert [each.replace("\N{NO-BREAK SPACE}", " ") for each in spoken] == [
-        *("0 µs", "350 µs", "999 ms", "1 s", "119 s", "2 min", "60 min", "2 h"),
+        *("0 ms", "350 µs", "999 ms", "1 s", "119 s", "2 min", "60 min", "2 h"),
     ]
 
 
 def test_a_range_says_its_unit_once_and_a_ratio_keeps_its_zeros() -> None:
-    assert extent(duration(4.24), duration(4.77)) == f"4.24 to {duration(4.77)}"
-    assert extent(duration(0.9), duration(4.77)) == f"{duration(0.9)} to {duration(4.77)}"
+    def spread(lowest: float, highest: float) -> Spread:
+        return Spread(median=lowest, lowest=lowest, highest=highest)
+
+    assert span("seconds", spread(4.24, 4.77)) == f"4.24 to {duration(4.77)}"
+    assert span("seconds", spread(0.9, 4.77)) == f"{duration(0.9)} to {duration(4.77)}"
     assert times(1) == "1.00\N{MULTIPLICATION SIGN}"
 
 
@@ -266,30 +296,18 @@ WRONG = "11 accounts expired that were not due."
 def result() -> Result:
     """The example as read from its JSON, with what can go wrong in it, and a kind of scenario nobody foresaw."""
     example = Result.from_json(comparison_example.result().to_json())
-    notices = replace(
-        example.scenarios[0],
-        name="notices-1000",
-        kind="notices",
-        title="1,000 notices through a slow <server>",
-        baseline="command",
-        contenders=("command", "celery-1", "celery-2"),
+    contenders = ("mail-command", "mail-celery-1", "mail-celery-8")
+    other = replace(
+        scenario("letters", 1000, baseline="mail-command", contenders=contenders),
+        title="1,000 letters through a slow <server>",
     )
+    times_taken = {"mail-command": [101, 102, 103], "mail-celery-1": [104, 105, 106], "mail-celery-8": [53, 54, 55]}
+    more = [*measurements(other, times_taken), *measurements(other, times_taken, "cpu_seconds")]
     return replace(
         example,
-        scenarios=(*example.scenarios, notices),
-        samples=(
-            *(
-                replace(each, wrong=WRONG, seconds=None)
-                if (each.scenario, each.contender) == ("normal-1000000", "one-update")
-                else each
-                for each in example.samples
-            ),
-            *(
-                Sample(scenario=notices.name, contender=name, round=number, seconds=seconds + number)
-                for name, seconds in (("command", 100), ("celery-1", 103), ("celery-2", 52))
-                for number in (1, 2, 3)
-            ),
-        ),
+        scenarios=(*example.scenarios, other),
+        measurements=(*example.measurements, *more),
+        wrong={"normal-1000000": {"one-update": WRONG}},
     )
 
 
@@ -297,52 +315,51 @@ def result() -> Result:
 def test_the_terminal_shows_every_scenario_and_the_verdict(result: Result, width: int) -> None:
     output = StringIO()
 
-    print_report(result, Console(file=output, width=width))
+    Report(result).print(Console(file=output, width=width))
 
     text = " ".join(output.getvalue().split())
     assert [each.title for each in result.scenarios[:2] if each.title not in text] == []
     assert [each.title for each in verdict.verdict(result) if each.title not in text] == []
     assert WRONG in text
     assert "\N{HORIZONTAL ELLIPSIS}" not in text  # nothing is cut off
+    columns = [name for section in Report(result).sections for table in section.tables for name in table.columns]
+    assert [word for name in columns for word in name.split() if word not in text.split()] == []
     assert max(len(line) for line in output.getvalue().splitlines()) <= width
 
 
 def test_how_much_of_a_run_was_start_up_is_said_beside_what_it_needs() -> None:
-    of = backlog(1000)
-    samples = [
-        Sample(scenario=of.name, contender="command", round=number, seconds=2.0, service_seconds=service)
-        for number, service in enumerate([0.5, 1.5, 2.1], start=1)
-    ]
+    result = measured({backlog(1000): {"command": [0.25, 0.75, 0.0]}}, measure="start_up_share")
 
-    _, needs = sheets.scenario_sheets(replace(measured({of: {}}), samples=tuple(samples)), of)
+    _, needs = tables.scenario_tables(result, result.scenarios[0])
 
-    assert (needs.columns, needs.rows[2]) == (("", "start-up share"), ("manage.py expire_trials", "25%"))
-    assert [sample.start_up_share for sample in samples] == [0.75, 0.25, 0.0]
+    assert (needs.columns, needs.rows[2]) == (("", "start-up share"), ("expire_trials", "25%"))
 
 
 def test_the_page_needs_nothing_but_itself(result: Result, tmp_path: Path) -> None:
-    write_html(replace(result, scenarios=result.scenarios[-1:]), tmp_path / "report.html")
+    Report(replace(result, scenarios=result.scenarios[-1:])).write_html(tmp_path / "report.html")
 
     html = (tmp_path / "report.html").read_text()
     assert re.findall(r"""(?:src|href)=["'](?!#|data:,)[^"']*|url\((?!["']?#)[^)]*|@import|<script""", html) == []
     assert "slow &lt;server&gt;" in html
     ids = re.findall(r'\sid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
-    assert "#0102" not in html  # every colour of a plot is the page's
+    charts = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert charts
+    assert re.findall("#[0-9a-f]{3,6}", "".join(charts)) == []  # every colour of a chart is the page's
 
 
-def test_the_plot_for_other_pages_is_an_svg_file_of_its_own(result: Result, tmp_path: Path) -> None:
-    write_svg(result, tmp_path / "growth.svg")
+def test_the_chart_for_other_pages_is_an_svg_file_of_its_own(result: Result, tmp_path: Path) -> None:
+    Report(result).write_svg(tmp_path / "growth.svg")
 
     root = ElementTree.parse(tmp_path / "growth.svg").getroot()  # noqa: S314 (ours)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "--command:" in (tmp_path / "growth.svg").read_text()
 
 
-def test_the_same_figures_make_the_same_plot() -> None:
-    row = plots.Row(label="command", values=[1.0, 1.2], colour=plots.Colour.COMMAND)
+def test_the_same_figures_make_the_same_chart() -> None:
+    row = Series(label="command", colour="command", points=[(1.1, 1.0), (1.1, 1.2)])
 
-    assert plots.rounds("Time", [row], show=times) == plots.rounds("Time", [row], show=times)
+    assert dots("Time", [row]) == dots("Time", [row])
 
 
 SCROLLING = "tables => tables.filter(each => each.scrollWidth > each.clientWidth).map(each => each.ariaLabel)"
@@ -359,14 +376,23 @@ OVERLAPPING_TEXT = """() => [...document.querySelectorAll('svg')].filter(svg => 
 def test_a_browser_shows_the_page_on_screen_and_phone_in_light_and_dark(
     result: Result, browser: Browser, tmp_path: Path
 ) -> None:
-    write_html(replace(result, scenarios=result.scenarios[1:]), tmp_path / "report.html")  # each kind of plot, once
+    Report(result).write_html(tmp_path / "report.html")
     page = browser.new_page()
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
+    page.set_viewport_size({"width": 1280, "height": 800})
     page.goto((tmp_path / "report.html").as_uri())
 
+    # The short answer and its table are on the first screen, and the rest of the figures is folded.
+    table = page.locator(".answer table").bounding_box()
+    assert table
+    assert table["y"] + table["height"] <= 800
+    assert page.evaluate("document.documentElement.scrollHeight") < 5000
+    assert page.get_by_text(WRONG).first.is_visible()
+    for closed in page.locator("details").all():
+        closed.locator("summary").click()
     backgrounds = set()
     for width in (1000, 375):
         page.set_viewport_size({"width": width, "height": 800})

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,14 @@ from django.utils import timezone
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from comparison.compare import Comparison, cores
-from comparison.contenders import Failed
-from comparison.results import Options, Result
-from comparison.scenarios import PERIOD, TITLES
+from comparison.machine import cores
+from comparison.measurements import Options, Result
+from comparison.report import Report
+from comparison.run import Comparison
+from comparison.runners import Failed
+from comparison.sample import PERIOD
+from comparison.workloads import KINDS, Backlog, Mails
+from project import service_urls
 from sandbox import scratch
 from sandbox.servers import stop_signals_noted
 
@@ -27,7 +31,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 INTERVAL = 3600.0
 """Seconds between two ticks of the schedule that the migration of accounts creates, and of the crontab in docs."""
 
-# Numbers of accounts, rounds, and mails, of which eight processes need 200 to have a share each.
+# Numbers of accounts, rounds, and mails, of which eight processes need 200 to have a part each.
 DEFAULT = (10_000, 100_000, 1_000_000), 2, 200
 QUICK = (10_000, 50_000), 1, 100
 FULL = (10_000, 100_000, 1_000_000, 10_000_000), 2, 1000
@@ -44,95 +48,91 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         extent = parser.add_mutually_exclusive_group()
         extent.add_argument("--quick", action="store_true", help="Up to 50,000 accounts, no mails, one round.")
-        extent.add_argument(
-            "--full", action="store_true", help="Up to 10,000,000 accounts: ten times the time, and disk."
-        )
-        parser.add_argument(
-            "--sizes", type=int, nargs="+", metavar="N", help="Numbers of accounts (10000 100000 1000000)."
-        )
+        extent.add_argument("--full", action="store_true", help="Up to 10,000,000 accounts: ten times time and disk.")
+        sizes = "Numbers of accounts (10000 100000 1000000)."
+        parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help=sizes)
         parser.add_argument("--rounds", type=int, metavar="N", help="Runs of each contender in each scenario (2).")
-        parser.add_argument(
-            "--scenarios", nargs="+", choices=TITLES, help="Only these (all of them; with --quick, all but the mails)."
-        )
-        parser.add_argument(
-            "--workers", type=int, metavar="N", help="Processes of the larger worker (cores, at least 2)."
-        )
-        parser.add_argument("--mails", type=int, metavar="N", help="Notices to send through a slow mail server (200).")
+        parser.add_argument("--scenarios", nargs="+", choices=KINDS, help="Only these (all; --quick: all but mails).")
+        workers = "Processes of the larger worker (cores, at least 2)."
+        parser.add_argument("--workers", type=int, metavar="N", help=workers)
+        parser.add_argument("--mails", type=int, metavar="N", help="Mails to send through a slow mail server (200).")
         parser.add_argument("--seed", type=int, default=61, help="Of sample, customers and order (%(default)s).")
-        server = parser.add_mutually_exclusive_group()
-        server.add_argument("--sqlite", action="store_true", help="On SQLite instead of an embedded PostgreSQL.")
-        server.add_argument(
-            "--database",
-            metavar="URL",
-            help="On this PostgreSQL server, where a database of its own is created, and dropped at the end.",
-        )
-        parser.add_argument("--json", type=Path, metavar="FILE", help="Write every sample and figure there.")
-        parser.add_argument("--html", type=Path, metavar="FILE", help="Write a report with plots there.")
-        parser.add_argument("--svg", type=Path, metavar="FILE", help="Write the plot of growth there (two sizes).")
+        database = "On this PostgreSQL server, where a database of its own is created, and dropped at the end."
+        parser.add_argument("--database", metavar="URL", help=database)
+        parser.add_argument("--json", type=Path, metavar="FILE", help="Write every measurement and figure there.")
+        parser.add_argument("--html", type=Path, metavar="FILE", help="Write a report with charts there.")
+        parser.add_argument("--svg", type=Path, metavar="FILE", help="Write the chart of growth there (two sizes).")
 
     def handle(self, *args: Any, **given: Any) -> None:
         sizes, rounds, mails = QUICK if given["quick"] else FULL if given["full"] else DEFAULT
-        sizes = tuple(sorted(set(given["sizes"] or sizes)))
-        rounds = rounds if given["rounds"] is None else given["rounds"]
-        mails = mails if given["mails"] is None else given["mails"]
-        everything = [kind for kind in TITLES if not (kind == "notices" and (given["quick"] or given["sqlite"]))]
-        kinds = [kind for kind in TITLES if kind in (given["scenarios"] or everything)]
-        workers = max(2, cores()) if given["workers"] is None else given["workers"]
-        for option, number, lowest in (
-            ("--sizes", sizes[0], PERIOD),
-            ("--rounds", rounds, 1),
-            ("--workers", workers, 1),
-            ("--mails", mails, 1),
-        ):
-            if number < lowest:
-                raise CommandError(f"{option} must be at least {lowest}, not {number}.", returncode=BAD_INPUT)
-        for file in (given["json"], given["html"], given["svg"]):
-            if file and not file.absolute().parent.is_dir():
-                raise CommandError(
-                    f"There is no directory {file.absolute().parent} for {file.name}.", returncode=BAD_INPUT
-                )
-
-        if given["sqlite"] and "notices" in kinds:
-            raise CommandError(
-                "The notices need PostgreSQL: on SQLite one process sends at a time.", returncode=BAD_INPUT
-            )
-        if given["svg"] and (len(sizes) < 2 or "backlog" not in kinds):
-            raise CommandError(
-                "--svg draws growth: it needs two --sizes and the scenario backlog.", returncode=BAD_INPUT
-            )
-
+        options = Options(
+            command="",
+            measured=timezone.now().isoformat(timespec="seconds"),
+            kinds=tuple(each for each in KINDS if each in (given["scenarios"] or KINDS)),
+            sizes=tuple(sorted(set(given["sizes"] or sizes))),
+            rounds=rounds if given["rounds"] is None else given["rounds"],
+            seed=given["seed"],
+            workers=max(2, cores()) if given["workers"] is None else given["workers"],
+            interval_seconds=INTERVAL,
+            mails=mails if given["mails"] is None else given["mails"],
+        )
+        if given["quick"] and not given["scenarios"]:
+            options = replace(options, kinds=tuple(each for each in KINDS if each != Mails.kind))
+        if wrong := what_is_wrong(options, given):
+            raise CommandError(wrong, returncode=BAD_INPUT)
         if settings.SETTINGS_MODULE != "comparison.settings":
-            begin_again_on_a_scratch_database(database_url=given["database"], sqlite=given["sqlite"])
+            begin_again_on_a_scratch_database(given["database"])
             return
-        command = f"./manage.py compare_paths --sizes {' '.join(map(str, sizes))} --rounds {rounds} --workers {workers}"
-        command += f" --seed {given['seed']} --mails {mails}"
-        command += f" --scenarios {' '.join(kinds)}" if len(kinds) < len(TITLES) else ""
-        command += " --sqlite" if given["sqlite"] else " --database URL" if given["database"] else ""
-        now = timezone.now()
+        options = replace(options, command=repeated_by(options))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            result = measure(
-                Options(
-                    command=command,
-                    measured=now.isoformat(timespec="seconds"),
-                    sizes=sizes,
-                    rounds=rounds,
-                    seed=given["seed"],
-                    workers=workers,
-                    interval_seconds=INTERVAL,
-                    mails=mails if "notices" in kinds else 0,
-                ),
-                kinds=kinds,
-                now=now,
-            )
+            report = Report(measured(options))
         except (Failed, TimeoutError) as error:
             raise CommandError(f"The comparison cannot go on: {error}") from error
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)  # whoever started this process says it
-        present(result, json=given["json"], html=given["html"], svg=given["svg"])
+        if given["json"]:
+            given["json"].write_text(report.result.to_json())
+        report.print(Console(highlight=False))
+        if given["html"]:
+            report.write_html(given["html"])
+        if given["svg"]:
+            report.write_svg(given["svg"])
 
 
-def begin_again_on_a_scratch_database(*, database_url: str | None, sqlite: bool) -> None:
+def what_is_wrong(options: Options, given: dict[str, Any]) -> str:
+    """What of the command line cannot be done, in one line; empty when all can."""
+    for option, number, lowest in (
+        ("--sizes", options.sizes[0], PERIOD),
+        ("--rounds", options.rounds, 1),
+        ("--workers", options.workers, 1),
+        ("--mails", options.mails, 1),
+    ):
+        if number < lowest:
+            return f"{option} must be at least {lowest}, not {number}."
+    for file in (given["json"], given["html"], given["svg"]):
+        if file and not file.absolute().parent.is_dir():
+            return f"There is no directory {file.absolute().parent} for {file.name}."
+    if given["svg"] and (len(options.sizes) < 2 or Backlog.kind not in options.kinds):
+        return "--svg draws growth: it needs two --sizes and the scenario backlog."
+    if url := given["database"]:
+        if not url.startswith(("postgres://", "postgresql://")):
+            return f"--database is for PostgreSQL. It must be like {service_urls.LIKE_POSTGRES}."
+        try:
+            service_urls.database(url)
+        except ValueError as error:
+            return f"--database {error}"
+    return ""
+
+
+def repeated_by(options: Options) -> str:
+    """The command line that measures the same again."""
+    command = f"./manage.py compare_paths --sizes {' '.join(map(str, options.sizes))} --rounds {options.rounds}"
+    command += f" --workers {options.workers} --seed {options.seed} --mails {options.mails}"
+    return command + (f" --scenarios {' '.join(options.kinds)}" if len(options.kinds) < len(KINDS) else "")
+
+
+def begin_again_on_a_scratch_database(database_url: str | None) -> None:
     """Run the same command line in a process whose environment names a scratch database and broker, and no other.
 
     Raises:
@@ -143,7 +143,7 @@ def begin_again_on_a_scratch_database(*, database_url: str | None, sqlite: bool)
     with stop_signals_noted() as stopped:
         try:
             with (
-                scratch.environment(database_url=database_url, sqlite=sqlite) as environment,
+                scratch.environment(database_url=database_url) as environment,
                 # In a session of its own: Ctrl-C reaches this process only, which then stops things in order.
                 subprocess.Popen(  # noqa: S603
                     [sys.executable, *sys.argv],
@@ -167,34 +167,16 @@ def begin_again_on_a_scratch_database(*, database_url: str | None, sqlite: bool)
         sys.exit(child.returncode)
 
 
-def measure(options: Options, *, kinds: list[str], now: datetime) -> Result:
+def measured(options: Options) -> Result:
     """Run the comparison, with a progress bar on stderr."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with (
-        tempfile.TemporaryDirectory() as directory,
-        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+        tempfile.TemporaryDirectory() as logs,
+        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
     ):
-        task = progress.add_task("")
-        comparison = Comparison(
-            options=options,
-            kinds=kinds,
-            now=now,
-            directory=Path(directory),
-            say=lambda what: progress.update(task, description=what),
-            advance=lambda: progress.advance(task),
-        )
-        progress.update(task, total=comparison.steps)
-        return comparison.run()
+        task = bar.add_task("")
 
+        def progress(done: int, total: int, doing: str) -> None:
+            bar.update(task, completed=done, total=total, description=doing)
 
-def present(result: Result, *, json: Path | None, html: Path | None, svg: Path | None) -> None:
-    """The table, and the files that were asked for."""
-    if json:
-        json.write_text(result.to_json())
-    from comparison.report import print_report, write_html, write_svg  # brings matplotlib
-
-    print_report(result, Console(highlight=False))
-    if html:
-        write_html(result, html)
-    if svg:
-        write_svg(result, svg)
+        return Comparison(options, now=timezone.now(), logs=Path(logs), progress=progress).run()

@@ -26,7 +26,7 @@ class Command(BaseCommand):
         now = timezone.now()
         wall, cpu = time.monotonic(), time.process_time()
         self.stdout.write("Search for old trial accounts...")
-        # The article writes the status alone. The other columns are there for a fair comparison.
+        # A first version writes the status alone. The other columns are there for a fair comparison.
         if how == "one-update":
             expired = Account.objects.due(now).update(
                 status=Account.TRIAL_EXPIRED, trial_expired_at=now, expiry_run_id=0

@@ -1,4 +1,4 @@
-"""Amounts of work: how the tables are filled, which customers pay meanwhile, and what must come out."""
+"""The accounts of a scenario: how the tables are filled, which customers pay meanwhile, and what must come out."""
 
 import random
 from collections.abc import Collection, Iterator
@@ -9,18 +9,10 @@ from django.conf import settings
 from django.db import connection
 
 from accounts.models import Account
-from comparison.results import Scenario
 
-PERIOD = 1000
-"""Accounts repeat after so many keys, so that a scenario of any size is filled by two statements."""
-
+PERIOD = 1000  # accounts repeat after so many keys, so that a scenario of any size is filled by two statements
+MOST_CUSTOMERS = 10_000  # more than come in half an hour
 DUE_OF_PERIOD = {"nothing": 0, "normal": 1, "backlog": 800}
-TITLES = {
-    "nothing": "Nothing due among {accounts:,} accounts",
-    "normal": "A normal day: {due:,} of {accounts:,} accounts are due",
-    "backlog": "A backlog: {due:,} of {accounts:,} accounts are due",
-    "notices": "{due:,} notices through a mail server that takes 50 ms for each",
-}
 OTHERS = {
     Account.TRIALING: 25,
     Account.ACTIVE: 50,
@@ -38,35 +30,27 @@ NUMBERS = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM nu
 
 
 def fill_users(accounts: int, *, now: datetime) -> None:
-    """Replace all users by that many."""
-    with connection.cursor() as cursor:
-        cursor.execute("DELETE FROM accounts_account")
-        cursor.execute("DELETE FROM users_user")
-        with filled_at_once("users_user"):
-            cursor.execute(
-                f"""{NUMBERS} INSERT INTO users_user (id, password, is_superuser, username, first_name, last_name,
-                    email, is_staff, is_active, date_joined)
-                SELECT n, '!', false, 'user' || n, 'Ada', 'Berg', 'user' || n || '@example.com', false, true, %s
-                FROM numbers""",  # noqa: S608 (ours)
-                [accounts, connection.ops.adapt_datetimefield_value(now - timedelta(days=200))],
-            )
+    """Fill the empty table of users with that many."""
+    with filled_at_once("users_user"), connection.cursor() as cursor:
+        cursor.execute(
+            f"""{NUMBERS} INSERT INTO users_user (id, password, is_superuser, username, first_name, last_name,
+                email, is_staff, is_active, date_joined)
+            SELECT n, '!', false, 'user' || n, 'Ada', 'Berg', 'user' || n || '@example.com', false, true, %s
+            FROM numbers""",  # noqa: S608 (ours)
+            [accounts, now - timedelta(days=200)],
+        )
 
 
-def fill_accounts(accounts: int, *, kind: str, seed: int, now: datetime) -> Scenario:
+def fill_accounts(accounts: int, *, kind: str, seed: int, now: datetime) -> None:
     """Give every user an account, and note in the table ``expected`` which of them must expire.
 
     Nothing falls due within the day after ``now`` that is not due at ``now``.
     """
-    adapt = connection.ops.adapt_datetimefield_value
-    rows = [
-        (position, str(status), adapt(created), adapt(trial_ends_at))
-        for position, (status, created, trial_ends_at) in enumerate(period(kind, seed=seed, now=now))
-    ]
-    moment = "timestamptz" if connection.vendor == "postgresql" else "datetime"
+    rows = [(position, str(row[0]), *row[1:]) for position, row in enumerate(period(kind, seed=seed, now=now))]
     with connection.cursor() as cursor:
         cursor.execute(
             "CREATE TEMPORARY TABLE period"
-            f" (position integer PRIMARY KEY, status varchar(13), created {moment}, trial_ends_at {moment})"
+            " (position integer PRIMARY KEY, status varchar(13), created timestamptz, trial_ends_at timestamptz)"
         )
         cursor.executemany("INSERT INTO period VALUES (%s, %s, %s, %s)", rows)
         with filled_at_once("accounts_account"):
@@ -81,16 +65,13 @@ def fill_accounts(accounts: int, *, kind: str, seed: int, now: datetime) -> Scen
         cursor.execute("CREATE TABLE expected (id bigint PRIMARY KEY)")
         cursor.execute(f"INSERT INTO expected {due}", parameters)
         cursor.execute("CREATE TABLE others AS " + STATUS_OF_OTHERS)
-        cursor.execute("SELECT count(*) FROM expected")
-        due_count = cursor.fetchone()[0]
-    return Scenario(
-        name=f"{kind}-{accounts}",
-        kind=kind,
-        title=TITLES[kind].format(due=due_count, accounts=accounts),
-        accounts=accounts,
-        due=due_count,
-        baseline="",
-        contenders=(),
+
+
+def fill_mails(mails: int, *, now: datetime) -> None:
+    """Give every user an account that is owed the reminder of a day before the end, and no other mail."""
+    created, trial_ends_at = now - timedelta(days=settings.TRIAL_DAYS), now + timedelta(hours=12)
+    Account.objects.bulk_create(
+        Account(user_id=key, created=created, trial_ends_at=trial_ends_at) for key in range(1, mails + 1)
     )
 
 
@@ -107,13 +88,7 @@ INDEXES = """
 
 @contextmanager
 def filled_at_once(table: str) -> Iterator[None]:
-    """Drop the table's keys and indexes, and build them again afterwards: row by row they take twice the time.
-
-    On SQLite, which is for small sizes, everything stays.
-    """
-    if connection.vendor != "postgresql":
-        yield
-        return
+    """Drop the table's keys and indexes, and build them again afterwards: row by row they take twice the time."""
     with connection.cursor() as cursor:
         cursor.execute(CONSTRAINTS, [table])
         constraints: list[tuple[str, str, str]] = cursor.fetchall()
@@ -146,21 +121,14 @@ def period(kind: str, *, seed: int, now: datetime) -> list[Row]:
     return rows
 
 
-def customers(scenario: Scenario, *, seed: int, now: datetime) -> Iterator[int]:
+def customers(*, seed: int) -> list[int]:
     """Keys of due accounts, at random and each once: at most half of them, so that work is left."""
-    rng = random.Random(seed)  # noqa: S311
-    limit = now - timedelta(days=settings.TRIAL_GRACE_DAYS)
-    due = [
-        position
-        for position, (status, _, trial_ends_at) in enumerate(period(scenario.kind, seed=seed, now=now))
-        if status == Account.TRIALING and trial_ends_at < limit
-    ]
-    seen: set[int] = set()
-    while len(seen) < scenario.due // 2:
-        key = rng.randrange(0, scenario.accounts + 1, PERIOD) + rng.choice(due)
-        if 0 < key <= scenario.accounts and key not in seen:
-            seen.add(key)
-            yield key
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT id FROM expected ORDER BY hashint8extended(id, %s) LIMIT (SELECT count(*) / 2 FROM expected)",
+            [seed],
+        )
+        return [key for (key,) in cursor.fetchmany(MOST_CUSTOMERS)]
 
 
 STATUS_OF_OTHERS = """

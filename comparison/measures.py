@@ -1,0 +1,284 @@
+"""What is measured of one run: each measure is a function that begins before the run and ends after it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from math import ceil
+from statistics import median
+
+import psutil
+import psycopg
+from django.db import Error, connection, connections
+from django.db.models import Max
+
+from accounts import services
+from accounts.models import ExpiryRun
+from comparison.measurements import Scenario
+from comparison.runners import APPLICATION_NAME, Runner, cpu_seconds
+
+CUSTOMERS_PER_SECOND = 5
+"""Few, because their work is timed too, though not beside a contender who keeps them waiting: four times as many made
+each path that lets them through 8 % slower than the one UPDATE that does not."""
+CUSTOMERS_AT_ONCE = 16
+"""Connections of customers. When all wait for a lock, the next ones queue up, and their wait counts from there."""
+
+
+@dataclass(kw_only=True)
+class Turn:
+    """One run of one contender in one scenario, and what was measured of it."""
+
+    runner: Runner
+    scenario: Scenario
+    interval_seconds: float  # of the schedule
+    customers: Iterable[int] = ()  # accounts whose customers pay meanwhile
+    database: psutil.Process | None = None  # the database server, where it runs on this machine
+    values: dict[str, float] = field(default_factory=dict)  # by measure
+    paid: set[int] = field(default_factory=set)  # the accounts whose customers did pay
+    wrong: str = ""  # why the outcome was not the expected one
+
+
+Measure = Callable[[Turn], AbstractContextManager[None]]
+
+
+@contextmanager
+def wall_time(turn: Turn) -> Iterator[None]:
+    """``seconds``: from the trigger (process started, message sent) to the end (process ended, run closed)."""
+    began = time.perf_counter()
+    yield
+    turn.values["seconds"] = time.perf_counter() - began
+
+
+@contextmanager
+def cpu_time(turn: Turn) -> Iterator[None]:
+    """``cpu_seconds`` of the path's processes: the cron process, or worker and broker. Not the database."""
+    before = turn.runner.cpu_seconds()
+    yield
+    turn.values["cpu_seconds"] = turn.runner.cpu_seconds() - before
+
+
+@contextmanager
+def database_cpu_time(turn: Turn) -> Iterator[None]:
+    """``database_cpu_seconds`` of every process of the database server, customers included."""
+    before = server_cpu_seconds(turn.database)
+    yield
+    if turn.database:
+        turn.values["database_cpu_seconds"] = server_cpu_seconds(turn.database) - before
+
+
+@contextmanager
+def peak_memory(turn: Turn) -> Iterator[None]:
+    """``peak_memory_bytes`` that the path's processes held at once; one that was gone too soon has none."""
+    seen = [0]
+    with repeatedly(lambda: seen.append(memory_bytes(turn.runner.processes())), pause=0.025):
+        yield
+    if most := max(seen):
+        turn.values["peak_memory_bytes"] = most
+
+
+OLDEST_TRANSACTION = """
+    SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = %s
+    AND backend_xid IS NOT NULL  -- one that has written, and so holds locks; reading makes nobody wait
+"""
+
+
+@contextmanager
+def longest_transaction(turn: Turn) -> Iterator[None]:
+    """``longest_transaction_seconds`` of those that wrote: so long an account stays locked.
+
+    As PostgreSQL shows them, where one under 5 ms may be missed, and as the ledger tells of slices.
+    """
+    seen = [0.0]
+    with psycopg.connect(**connection.get_connection_params(), autocommit=True) as postgres:
+
+        def look() -> None:
+            seen.extend(postgres.execute(OLDEST_TRANSACTION, [APPLICATION_NAME]).fetchone() or ())
+
+        with repeatedly(look, pause=0.005):
+            yield
+    if slice_time := ExpiryRun.objects.aggregate(longest=Max("longest_slice"))["longest"]:
+        seen.append(slice_time.total_seconds())
+    if longest := max(seen):
+        turn.values["longest_transaction_seconds"] = longest
+
+
+@contextmanager
+def payments(turn: Turn) -> Iterator[None]:
+    """``payments`` during the run, each for a due account, and how long ``services.activate`` kept the customers."""
+    if turn.runner.part or not turn.scenario.due:
+        yield
+        return
+    with paying(turn.customers) as (waits, turn.paid):
+        yield
+    turn.values["payments"] = len(waits)
+    if waits:
+        turn.values |= {
+            "wait_median_seconds": median(waits),
+            "wait_p99_seconds": percentile(waits, 99),
+            "wait_max_seconds": max(waits),
+        }
+
+
+@contextmanager
+def work_alone(turn: Turn) -> Iterator[None]:
+    """``service_seconds``: from reading the clock, with Python and Django up, to the closed run.
+
+    ``finished`` less ``as_of`` in the ledger, unless the database goes by another machine's clock. Of those that keep
+    no ledger, what they measured of their statement.
+    """
+    yield
+    if turn.runner.work:
+        turn.values["service_seconds"] = turn.runner.work["seconds"]
+    elif turn.database and (run := ExpiryRun.objects.order_by("pk").last()) and run.finished:
+        turn.values["service_seconds"] = (run.finished - run.as_of).total_seconds()
+
+
+@contextmanager
+def extrapolation(turn: Turn) -> Iterator[None]:
+    """``measured_on`` so many accounts or mails; where that is a part, times become those of all, without start-up."""
+    yield
+    due, values, work = turn.scenario.due, turn.values, turn.runner.work
+    measured_on = min(turn.runner.part or due, due)
+    values["measured_on"] = measured_on
+    if measured_on < due:
+        more = due / measured_on - 1  # times what was measured
+        values["seconds"] += more * work["seconds"]
+        values["service_seconds"] += more * work["seconds"]
+        values["cpu_seconds"] += more * work["cpu_seconds"]
+        if "database_cpu_seconds" in values:
+            values["database_cpu_seconds"] *= 1 + more
+
+
+@contextmanager
+def start_up_share(turn: Turn) -> Iterator[None]:
+    """``start_up_share``: what was not the work: starting a process, or a message's way to the worker."""
+    yield
+    if "service_seconds" in turn.values:  # two clocks may differ by a hair
+        turn.values["start_up_share"] = max(0.0, 1 - turn.values["service_seconds"] / turn.values["seconds"])
+
+
+@contextmanager
+def lateness(turn: Turn) -> Iterator[None]:
+    """How long an account stays trialing after it fell due. Computed, not waited for.
+
+    It falls due at any moment between two ticks alike: on average it waits half the interval, at worst all of it, and
+    then for the run.
+    """
+    yield
+    turn.values["late_average_seconds"] = turn.interval_seconds / 2 + turn.values["seconds"]
+    turn.values["late_worst_seconds"] = turn.interval_seconds + turn.values["seconds"]
+
+
+@contextmanager
+def at_rest(turn: Turn) -> Iterator[None]:
+    """``processes`` between two runs, and the bytes that they hold, together and by role."""
+    with turn.runner.at_rest() as roles:
+        yield
+        held = {f"{role}_bytes": memory_bytes(processes) for role, processes in roles.items()}
+        turn.values |= {"processes": sum(map(len, roles.values())), "held_bytes": sum(held.values()), **held}
+
+
+# A measure that needs another's value stands before it, because it ends after it.
+RUN: tuple[Measure, ...] = (extrapolation, peak_memory, database_cpu_time, cpu_time, wall_time)
+"""Of every run that is watched."""
+EXPIRY: tuple[Measure, ...] = (start_up_share, *RUN[:1], work_alone, payments, longest_transaction, *RUN[1:])
+"""Of every such run that expires accounts."""
+
+
+@contextmanager
+def repeatedly(look: Callable[[], object], *, pause: float) -> Iterator[None]:
+    """Call ``look`` again and again in a thread of its own while the block runs.
+
+    Between two looks there are ``pause`` seconds at first. More as time goes by, and where a look takes long: a look
+    must not slow down what it looks at.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        started, wait = time.monotonic(), pause
+        while not over.wait(wait):
+            began = time.monotonic()
+            look()
+            wait = max(pause, 100 * (time.monotonic() - began), (began - started) / 100)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def paying(accounts: Iterable[int]) -> Iterator[tuple[list[float], set[int]]]:
+    """Customers pay while the block runs: their waits, and the accounts they paid for.
+
+    Each comes at a moment set in advance, and does not wait for the one before. So a lock held for a second meets as
+    many of them as it would in life.
+    """
+    waits: list[float] = []
+    paid: set[int] = set()
+    over, everybody = threading.Event(), threading.Barrier(CUSTOMERS_AT_ONCE)
+    pool = ThreadPoolExecutor(CUSTOMERS_AT_ONCE)
+
+    def in_every_thread(do: Callable[[], None]) -> None:
+        def together(_: int) -> None:
+            everybody.wait()
+            do()
+
+        list(pool.map(together, range(CUSTOMERS_AT_ONCE)))
+
+    def pay(account: int, came: float) -> None:
+        with suppress(Error):  # the wait counts
+            if services.activate(account_id=account):
+                paid.add(account)
+        waits.append(time.monotonic() - came)
+
+    def come() -> None:
+        started = time.monotonic()
+        for number, account in enumerate(accounts):
+            moment = started + number / CUSTOMERS_PER_SECOND
+            if over.wait(max(0.0, moment - time.monotonic())):
+                return
+            pool.submit(pay, account, moment)
+
+    in_every_thread(connection.ensure_connection)
+    thread = threading.Thread(target=come, daemon=True)
+    thread.start()
+    try:
+        yield waits, paid
+    finally:
+        over.set()
+        thread.join()
+        in_every_thread(connections.close_all)
+        pool.shutdown()
+
+
+def memory_bytes(processes: Iterable[psutil.Process]) -> int:
+    """What the processes hold; a page that several share is counted once where the system tells, else for each."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.Error):  # it may have ended
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
+    return total
+
+
+def server_cpu_seconds(server: psutil.Process | None) -> float:
+    """CPU time of a database server and its backends so far."""
+    while server:
+        children = server.children()
+        seconds = cpu_seconds([server, *children])
+        # One that ended while they were read was counted twice, with the server's own, or not at all.
+        if children == server.children():
+            return seconds
+    return 0.0
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The value that so many percent of ``values`` do not exceed."""
+    return sorted(values)[max(0, ceil(len(values) * percent / 100) - 1)]
