@@ -25,8 +25,9 @@ test-faults: .venv ## worker, beat, broker, database and mail server killed, fro
 test-docker: .venv ## the image and docker-compose.yml; needs a Docker engine
 	.venv/bin/python -m pytest -m docker tests/docker $(ARGS)
 
-lint: .venv ## what ruff has to say
+lint: .venv ## what ruff has to say, and the direction of imports
 	.venv/bin/ruff check .
+	.venv/bin/lint-imports --no-cache
 
 format: .venv ## write everything as ruff would; ARGS=--check only tells
 	.venv/bin/ruff format $(ARGS) .
