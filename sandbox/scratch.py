@@ -1,6 +1,5 @@
 """A database and a broker to throw away, and the processes that know no others."""
 
-import os
 import secrets
 import shutil
 import tempfile
@@ -13,11 +12,11 @@ import psycopg
 from django.db import connection, connections
 from psycopg.sql import SQL, Identifier
 
-from sandbox import SCRATCH, servers
+from sandbox import SCRATCH, environment, servers
 
 
 @contextmanager
-def environment(*, database_url: str | None = None, sqlite: bool = False) -> Iterator[dict[str, str]]:
+def scratch_environment(*, database_url: str | None = None, sqlite: bool = False) -> Iterator[dict[str, str]]:
     """The environment of a process that can reach a scratch database and broker only; both are gone afterwards.
 
     Args:
@@ -40,18 +39,14 @@ def environment(*, database_url: str | None = None, sqlite: bool = False) -> Ite
                 postgres.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
             stack.callback(drop_databases, maintenance, name)
         broker = stack.enter_context(servers.valkey())
-        # Nothing of the caller's own settings: no .env file, no TRIAL_DAYS, no second broker.
-        inherited = ("TRIAL_", "CELERY_", "REDIS_", "DJANGO_", "DATABASE_", "PG")
-        yield {
-            **{variable: value for variable, value in os.environ.items() if not variable.startswith(inherited)},
-            "DJANGO_ENV_FILE": os.devnull,
-            "DJANGO_DEBUG": "0",  # as it is deployed: Django then keeps no list of queries
-            "DJANGO_SECRET_KEY": secrets.token_urlsafe(50),
-            "DJANGO_ALLOWED_HOSTS": "localhost",
-            "DATABASE_URL": url,
-            "CELERY_BROKER_URL": broker,
-            "TMPDIR": directory,
-        }
+        yield environment.fixed(
+            DJANGO_DEBUG="0",  # as it is deployed: Django then keeps no list of queries
+            DJANGO_SECRET_KEY=secrets.token_urlsafe(50),
+            DJANGO_ALLOWED_HOSTS="localhost",
+            DATABASE_URL=url,
+            CELERY_BROKER_URL=broker,
+            TMPDIR=directory,
+        )
 
 
 def drop_databases(url: str, name: str) -> None:
