@@ -134,14 +134,20 @@ def send(broker: str) -> Iterator[Send]:
 
 
 @pytest.fixture
-def celery(environment: Mapping[str, str], broker: str, tmp_path: Path) -> Process:
-    """``celery -A project ARGUMENTS``, a real process on the tests' database and broker, as a context manager."""
+def empty_broker(broker: str) -> str:
+    """The URL of the tests' broker, on which no other test has left a message."""
     redis.Redis.from_url(broker).flushdb()
+    return broker
+
+
+@pytest.fixture
+def celery(environment: Mapping[str, str], empty_broker: str, tmp_path: Path) -> Process:
+    """``celery -A project ARGUMENTS``, a real process on the tests' database and broker, as a context manager."""
 
     def start(role: str, *arguments: str, **extra: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
         return servers.process(
             *("-m", "celery", "-A", "project", role, *arguments),
-            env={**environment, "CELERY_BROKER_URL": broker, **extra},
+            env={**environment, "CELERY_BROKER_URL": empty_broker, **extra},
             log=tmp_path / f"{role}.log",
         )
 
