@@ -6,14 +6,13 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import trustme
-from django.conf import settings
 
 from accounts.models import ExpiryRun
 from sandbox import servers
 from tests.conftest import Process
-from tests.faults.conftest import Customers, Tick, run_that_succeeds, wait_for_line
+from tests.faults.conftest import Tick, run_that_succeeds, wait_for_line
 
-pytestmark = [pytest.mark.faults, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.faults, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("customers")]
 
 WORKER = ("worker", "--concurrency=1", "--loglevel=INFO")
 
@@ -39,7 +38,7 @@ def tls_broker(broker: str, authority: Path, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("named", ["in the environment", "in the URL"])
 def test_a_worker_trusts_a_broker_whose_authority_it_knows(
-    customers: Customers, celery: Process, tick: Tick, tls_broker: str, authority: Path, named: str
+    celery: Process, tick: Tick, tls_broker: str, authority: Path, named: str
 ) -> None:
     known = {"CELERY_BROKER_URL": tls_broker, "SSL_CERT_FILE": str(authority)}
     if named == "in the URL":
@@ -53,7 +52,7 @@ def test_a_worker_trusts_a_broker_whose_authority_it_knows(
 
 @pytest.mark.parametrize("role", [WORKER, ("beat", "--loglevel=INFO")], ids=lambda role: role[0])
 def test_a_broker_with_an_unknown_authority_is_refused_with_a_sentence(
-    customers: Customers, celery: Process, tick: Tick, tls_broker: str, tmp_path: Path, role: tuple[str, ...]
+    celery: Process, tick: Tick, tls_broker: str, tmp_path: Path, role: tuple[str, ...]
 ) -> None:
     task_id = tick.send()
 
