@@ -12,11 +12,12 @@ import psycopg
 from django.db import connection, connections
 from psycopg.sql import SQL, Identifier
 
-from sandbox import SCRATCH, environment, servers
+from sandbox import SCRATCH, servers
+from sandbox.environment import fixed
 
 
 @contextmanager
-def scratch_environment(*, database_url: str | None = None, sqlite: bool = False) -> Iterator[dict[str, str]]:
+def environment(*, database_url: str | None = None, sqlite: bool = False) -> Iterator[dict[str, str]]:
     """The environment of a process that can reach a scratch database and broker only; both are gone afterwards.
 
     Args:
@@ -39,7 +40,7 @@ def scratch_environment(*, database_url: str | None = None, sqlite: bool = False
                 postgres.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
             stack.callback(drop_databases, maintenance, name)
         broker = stack.enter_context(servers.valkey())
-        yield environment.fixed(
+        yield fixed(
             DJANGO_DEBUG="0",  # as it is deployed: Django then keeps no list of queries
             DJANGO_SECRET_KEY=secrets.token_urlsafe(50),
             DJANGO_ALLOWED_HOSTS="localhost",

@@ -59,7 +59,7 @@ def test_the_role_can_expire_undo_mail_and_prune(manage_py: ManagePy, mailbox: M
     manage("send_trial_notices")
     manage("check_expiry")
     run = ExpiryRun.objects.get()  # the old one is pruned
-    manage("undo_expiry", str(run.pk))
+    manage("undo_expiry", str(run.pk), "--extend-days=7")
 
     run.refresh_from_db()
     assert (run.expired_count, run.undone_count) == (3, 3)

@@ -143,7 +143,7 @@ def begin_again_on_a_scratch_database(*, database_url: str | None, sqlite: bool)
     with stop_signals_noted() as stopped:
         try:
             with (
-                scratch.scratch_environment(database_url=database_url, sqlite=sqlite) as environment,
+                scratch.environment(database_url=database_url, sqlite=sqlite) as environment,
                 # In a session of its own: Ctrl-C reaches this process only, which then stops things in order.
                 subprocess.Popen(  # noqa: S603
                     [sys.executable, *sys.argv],
