@@ -40,7 +40,7 @@ from comparison.results import (
 )
 from sandbox import servers
 from sandbox.mail_server import mail_server
-from sandbox.scratch import Database
+from sandbox.scratch import ScratchDatabase
 
 BASELINE = "raw-sql"
 DUE_QUERIES = 20
@@ -68,7 +68,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         self.broker = settings.CELERY_BROKER_URL
-        self.database = Database()
+        self.database = ScratchDatabase()
         self.workers = [
             self.worker(concurrency, broker_database=number)
             for number, concurrency in enumerate(dict.fromkeys((1, self.options.workers)))
@@ -99,7 +99,7 @@ class Comparison:
         """Do it all. What it starts is stopped when it returns or raises."""
         self.say("Creating the scratch database and starting the workers")
         call_command("migrate", verbosity=0)
-        self.database.keep("empty")
+        self.database.snapshot("empty")
         samples: list[Sample] = []
         done: list[Scenario] = []
         due_queries: list[DueQuery] = []
@@ -134,7 +134,7 @@ class Comparison:
                     # to tell the same.
                     if scenario.kind == "backlog" and scenario.due >= 4 * BATCH_SIZE and not recoveries:
                         recoveries += self.recover(scenario)
-                    self.database.forget(scenario.name)
+                    self.database.drop_snapshot(scenario.name)
             if "notices" in self.kinds:
                 scenario, of_mails, senders = self.send_mails(measuring)
                 done.append(scenario)
@@ -171,9 +171,9 @@ class Comparison:
         self.say(f"Filling the database with {self.options.mails:,} notices to send")
         self.database.restore("empty")
         scenario = mails.fill(self.options.mails, now=self.now)
-        self.database.keep(scenario.name)
+        self.database.snapshot(scenario.name)
         with mail_server() as mailbox, ExitStack() as started:
-            mailbox.seconds = mails.SECONDS_PER_MAIL
+            mailbox.delay = mails.SECONDS_PER_MAIL
             workers = [
                 mails.celery(
                     concurrency,
@@ -205,17 +205,17 @@ class Comparison:
         self.say(f"Filling the database with {accounts:,} accounts")
         self.database.restore("empty")
         scenarios.fill_users(accounts, now=self.now)
-        self.database.keep("users")
+        self.database.snapshot("users")
         filled = []
         for kind in kinds:
             self.say(f"Filling the database with {accounts:,} accounts")
             self.database.restore("users")
             scenario = scenarios.fill_accounts(accounts, kind=kind, seed=self.options.seed, now=self.now)
-            self.database.keep(scenario.name)
+            self.database.snapshot(scenario.name)
             names = tuple(contender.about.name for contender in self.contenders_of(kind))
             filled.append(replace(scenario, baseline=BASELINE, contenders=names))
             self.advance()
-        self.database.forget("users")
+        self.database.drop_snapshot("users")
         return filled
 
     def rounds(

@@ -119,7 +119,7 @@ class MeasuringMails(Measuring):
     def sample(self, contender: Contender, scenario: Scenario, *, round_number: int) -> Sample:
         """One run of one contender, with its figures, or with what was wrong."""
         self.restore(scenario.name)
-        self.mailbox.raw.clear()
+        self.mailbox.received.clear()
         base = Sample(scenario=scenario.name, contender=contender.about.name, round=round_number)
         try:
             with PeakMemory(contender) as memory:

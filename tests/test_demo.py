@@ -20,14 +20,14 @@ from django.core.management.base import CommandError
 from accounts.models import Account
 from sandbox import demo_database, environment
 from sandbox.mail_server import mail_server
-from sandbox.sample import put_sample
+from sandbox.sample import create_sample
 from sandbox.servers import wait_for
 
 
 @pytest.mark.django_db
 def test_the_sample_is_believable_and_the_same_for_the_same_seed(now: datetime) -> None:
     def sample(seed: int) -> list[Any]:
-        put_sample(size=400, seed=seed, now=now)
+        create_sample(size=400, seed=seed, now=now)
         return list(Account.objects.order_by("pk").values("pk", "status", "created", "trial_ends_at", "user__email"))
 
     assert sample(1) == sample(1) != sample(2)
@@ -41,7 +41,7 @@ def test_the_sample_is_believable_and_the_same_for_the_same_seed(now: datetime) 
 
 @pytest.mark.django_db
 def test_two_runs_within_the_hour_find_the_same_accounts_due(now: datetime) -> None:
-    put_sample(size=400, seed=1, now=now)
+    create_sample(size=400, seed=1, now=now)
 
     def due(moment: datetime) -> set[int]:
         return set(Account.objects.due(moment).values_list("pk", flat=True))

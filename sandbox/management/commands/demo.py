@@ -26,7 +26,7 @@ from accounts.models import Account, ExpiryRun, Notice
 from accounts.notices import count_owed
 from sandbox import demo_database, servers
 from sandbox.mail_server import Mailbox, mail_server
-from sandbox.sample import put_sample
+from sandbox.sample import create_sample
 from users.models import User
 
 SETTINGS = "sandbox.settings"
@@ -66,7 +66,7 @@ class Command(BaseCommand):
             call_command("migrate", verbosity=0)
             User.objects.create_superuser(LOGIN, "admin@example.com", PASSWORD, pk=10**9)
             now = timezone.now()
-            put_sample(size=accounts, seed=seed, now=now)
+            create_sample(size=accounts, seed=seed, now=now)
         console.print(status_table())
 
         console.rule("[bold]1. The simple path: cron and a command")
@@ -79,7 +79,7 @@ class Command(BaseCommand):
         console.print(f"Expired {len(expired_by_command)} trial(s)\n")
 
         console.rule("[bold]2. The heavier path: Celery beat, a broker and a worker")
-        put_sample(size=accounts, seed=seed, now=now)
+        create_sample(size=accounts, seed=seed, now=now)
         console.print("The same sample is back.")
         with tempfile.TemporaryDirectory() as logs, console.status("Beat ticks, the worker works ..."):
             started = time.monotonic()
