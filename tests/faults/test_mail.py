@@ -256,7 +256,7 @@ def test_a_worker_told_to_stop_finishes_the_mails_in_hand(
         worker.wait(15)
     assert_that_the_mail_in_hand_was_the_last(slow_server, before, processes)
 
-    slow_server.lives[0].seconds = 0
+    slow_server.lives[0].delay = 0
     with celery(*options):
         wait_for("the next worker to send the rest", lambda: not Notice.objects.pending().exists())
     slow_server.assert_everybody_was_told(repeats=range(1))
@@ -280,6 +280,6 @@ def test_a_command_told_to_stop_finishes_the_mail_in_hand(
     assert_that_the_mail_in_hand_was_the_last(slow_server, before, 1)
     assert "CommandError: Stopped by a signal." in (tmp_path / "command.log").read_text()
 
-    slow_server.lives[0].seconds = 0
+    slow_server.lives[0].delay = 0
     assert manage_py("send_trial_notices").returncode == 0
     slow_server.assert_everybody_was_told(repeats=range(1))
