@@ -8,10 +8,10 @@ help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv ## watch trials expire by both paths, on real data
-	.venv/bin/python manage.py demo $(ARGS)
+	DJANGO_SETTINGS_MODULE=sandbox.settings .venv/bin/python manage.py demo $(ARGS)
 
 compare: .venv ## measure both paths on this machine: about five minutes, ARGS=--quick less than one; --html FILE for a page
-	.venv/bin/python manage.py compare_paths $(ARGS)
+	DJANGO_SETTINGS_MODULE=sandbox.settings .venv/bin/python manage.py compare_paths $(ARGS)
 
 test: .venv ## the tests, on a real PostgreSQL and a real broker that come with them
 	.venv/bin/python -m pytest -n 2 $(ARGS)

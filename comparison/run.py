@@ -18,7 +18,7 @@ from comparison.measures import Turn
 from comparison.runners import Failed, Runner, started
 from comparison.workloads import KINDS, Workload
 from sandbox.mail_server import Mailbox, mail_server
-from sandbox.scratch import Database
+from sandbox.scratch import ScratchDatabase
 
 MAIL_PROCESSES = (1, 2, 4, 8)  # of the workers that send mails
 Progress = Callable[[int, int, str], None]
@@ -31,7 +31,7 @@ class Comparison:
     def __init__(self, options: Options, *, now: datetime, logs: Path, progress: Progress) -> None:
         self.options, self.now, self.logs = options, now, logs
         self.progress, self.steps, self.total = progress, 0, 0
-        self.database = Database()
+        self.database = ScratchDatabase()
         broker = settings.CELERY_BROKER_URL.rpartition("/")[0]
         self.brokers = (f"{broker}/{number}" for number in range(9))  # for each worker one where it is alone
         self.scenarios: list[Scenario] = []
@@ -41,11 +41,11 @@ class Comparison:
     def run(self) -> Result:
         """Do it all. What it starts is stopped when it returns or raises."""
         call_command("migrate", verbosity=0)
-        self.database.keep("empty")
+        self.database.snapshot("empty")
         self.server = machine.database_process()
         workers = [self.celery(each) for each in dict.fromkeys((1, self.options.workers))]
         with mail_server() as mailbox:
-            mailbox.seconds = contenders.SECONDS_PER_MAIL
+            mailbox.delay = contenders.SECONDS_PER_MAIL
             expiry = [each for each in self.of_accounts(workers) if each.kind in self.options.kinds]
             mails = [self.of_mails(mailbox)] if workloads.Mails.kind in self.options.kinds else []
             turns = [(work, runner) for work in (*expiry, *mails) for runner in work.runners]
@@ -109,15 +109,15 @@ class Comparison:
             self.progress(self.steps, self.total, f"Filling the database with {accounts:,} accounts")
             self.database.restore("empty")
             sample.fill_users(accounts, now=self.now)
-            self.database.keep("users")
+            self.database.snapshot("users")
             for tables, (first, *others) in groupby(of_size, key=lambda each: each.tables):
                 self.database.restore("users")
                 first.fill()
-                self.database.keep(tables)
+                self.database.snapshot(tables)
                 for workload in (first, *others):
                     self.measure(workload)
-                self.database.forget(tables)
-            self.database.forget("users")
+                self.database.drop_snapshot(tables)
+            self.database.drop_snapshot("users")
 
     def measure(self, workload: Workload) -> None:
         """Every contender in turn, again and again, each time in another order."""

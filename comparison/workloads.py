@@ -196,7 +196,7 @@ class Mails(Workload):
         return self.accounts
 
     def prepare(self, turn: Turn) -> None:
-        self.mailbox.raw.clear()
+        self.mailbox.received.clear()
 
     def what_is_wrong(self, turn: Turn) -> str:
         """Compare what arrived with what was owed, one mail to every user."""

@@ -18,6 +18,7 @@ ENCODE = (
     "@ is %40, / is %2F, ? is %3F, # is %23, ; is %3B, % is %25."
 )
 NOT_LIBPQ = {"assume_role", "prepare_threshold"}  # options of Django and psycopg
+CERTIFICATES = {"required", "optional", "none", "CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE"}
 LIKE_POSTGRES = "postgres://user:password@host:5432/name"
 LIKE_SMTP = "smtp+tls://user:password@host:587"
 LIKE_REDIS = "redis://:password@host:6379/0"
@@ -86,8 +87,10 @@ def _known_to_celery(text: str, classes: str) -> str:
         if parts.scheme in {"redis", "rediss"}:  # come with this project; to import them here would slow every command
             if not re.fullmatch(r"/?[0-9]*", parts.path):
                 raise ValueError(f"has a path that is no number of a database. It must be like {LIKE_REDIS}.")
-            if parts.scheme == "rediss" and "ssl_cert_reqs" not in parse_qs(parts.query):
-                raise ValueError("begins with rediss:// and lacks ssl_cert_reqs. Add ?ssl_cert_reqs=CERT_REQUIRED.")
+            if not CERTIFICATES.issuperset(parse_qs(parts.query).get("ssl_cert_reqs", [])):
+                raise ValueError(
+                    "has an ssl_cert_reqs other than required, optional and none. Without it, required holds."
+                )
             continue
         from kombu.utils.imports import symbol_by_name
 

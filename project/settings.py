@@ -7,6 +7,7 @@ Docker image sets, is production: there a missing or insecure setting stops the 
 """
 
 import os
+import ssl
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -233,6 +234,11 @@ _redis_url = env.url("REDIS_URL", service_urls.broker, default="redis://localhos
 CELERY_BROKER_URL = env.url("CELERY_BROKER_URL", service_urls.broker, default=_redis_url)
 # Only to close a run of many slices.
 CELERY_RESULT_BACKEND = env.url("CELERY_RESULT_BACKEND", service_urls.result_backend, default=CELERY_BROKER_URL)
+# By itself Celery checks no certificate of a rediss:// broker. A URL that says ?ssl_cert_reqs=none is still obeyed.
+if CELERY_BROKER_URL.startswith("rediss://"):
+    CELERY_BROKER_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+if CELERY_RESULT_BACKEND.startswith("rediss://"):
+    CELERY_REDIS_BACKEND_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 CELERY_TASK_DEFAULT_QUEUE = "trial-expiry"  # a Redis shared with another project must not mix their tasks
 
 # UTC everywhere: a schedule in local time skips or doubles an hour when the clocks change.

@@ -14,8 +14,8 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from sandbox.servers import free_port
 
-Answer = Callable[[str], str | None]
-"""Given the address: the answer to give, such as "550 no such user", or None to accept."""
+Reply = Callable[[str], str | None]
+"""Given the address: the reply, such as "550 no such user", None to accept, or "drop" to cut the connection."""
 
 
 def accept(address: str) -> None:
@@ -24,21 +24,22 @@ def accept(address: str) -> None:
 
 @dataclass
 class Mailbox:
-    """What the server has received, and what it is told to answer; both may be touched while it runs."""
+    """What the server has received, and how it replies; both may be changed while it runs."""
 
     host: str
     port: int
-    at_sender: Answer = accept
-    """The answer to MAIL FROM, given the sender's address."""
-    at_recipient: Answer = accept
-    """The answer to RCPT TO. "drop" cuts the connection instead."""
-    at_end: Answer = accept
-    """The answer to the whole mail. "drop" cuts the connection instead, after the mail was thrown away."""
-    seconds: float = 0
-    """How long it takes to answer the whole mail."""
-    per_connection: int | None = None
-    """Mails taken on one connection; the next is answered by cutting it."""
-    raw: list[bytes] = field(default_factory=list)
+    on_mail: Reply = accept
+    """The reply to MAIL FROM, given the sender's address."""
+    on_rcpt: Reply = accept
+    """The reply to RCPT TO, given the recipient's."""
+    on_data: Reply = accept
+    """The reply to the whole mail, given its first recipient's; a mail that is not accepted is thrown away."""
+    delay: float = 0
+    """Seconds before the reply to the whole mail."""
+    mails_per_connection: int | None = None
+    """The connection is cut at the recipient of the mail after so many."""
+    received: list[bytes] = field(default_factory=list)
+    """Every mail that was accepted, in order."""
     connections: int = 0
 
     @property
@@ -48,60 +49,60 @@ class Mailbox:
 
     @property
     def mails(self) -> list[EmailMessage]:
-        """What was received, in order."""
-        return [message_from_bytes(mail, policy=modern) for mail in list(self.raw)]
+        """The mails received, parsed."""
+        return [message_from_bytes(mail, policy=modern) for mail in list(self.received)]
 
     @property
     def recipients(self) -> list[str]:
-        """To whom, in order."""
+        """To whom the mails received are."""
         return [str(mail["To"]) for mail in self.mails]
 
 
 class _Handler:
-    def __init__(self, mailbox: Mailbox) -> None:
-        self.mailbox = mailbox
+    """What aiosmtpd calls at each SMTP command."""
+
+    def __init__(self, state: Mailbox) -> None:
+        self.state = state
 
     async def handle_EHLO(  # noqa: N802 (aiosmtpd's name)
         self, server: SMTP, session: Session, envelope: Envelope, hostname: str, responses: list[str]
     ) -> list[str]:
         session.host_name = hostname
-        self.mailbox.connections += 1
-        session.taken = 0  # type: ignore[attr-defined]
+        self.state.connections += 1
+        session.accepted = 0  # type: ignore[attr-defined]
         return responses
 
     async def handle_MAIL(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        answer = self.mailbox.at_sender(address)
-        if answer is None:
+        reply = self.state.on_mail(address)
+        if reply is None:
             envelope.mail_from = address
-            return "250 OK"
-        return self._say(server, answer)
+        return _reply(server, reply)
 
     async def handle_RCPT(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        full = session.taken == self.mailbox.per_connection  # type: ignore[attr-defined]
-        answer = "drop" if full else self.mailbox.at_recipient(address)
-        if answer is None:
+        full = session.accepted == self.state.mails_per_connection  # type: ignore[attr-defined]
+        reply = "drop" if full else self.state.on_rcpt(address)
+        if reply is None:
             envelope.rcpt_tos.append(address)
-            return "250 OK"
-        return self._say(server, answer)
+        return _reply(server, reply)
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
-        answer = self.mailbox.at_end(envelope.rcpt_tos[0])
-        if self.mailbox.seconds:
-            await asyncio.sleep(self.mailbox.seconds)
-        if answer is None:
-            self.mailbox.raw.append(cast("bytes", envelope.content))
-            session.taken += 1  # type: ignore[attr-defined]
-            return "250 OK"
-        return self._say(server, answer)
+        reply = self.state.on_data(envelope.rcpt_tos[0])
+        if self.state.delay:
+            await asyncio.sleep(self.state.delay)
+        if reply is None:
+            self.state.received.append(cast("bytes", envelope.content))
+            session.accepted += 1  # type: ignore[attr-defined]
+        return _reply(server, reply)
 
-    def _say(self, server: Any, answer: str) -> str:
-        if answer == "drop":
-            server.transport.abort()
-        return answer
+
+def _reply(server: Any, reply: str | None) -> str:
+    if reply == "drop":
+        server.transport.abort()
+    return reply or "250 OK"
 
 
 class _Controller(Controller):
@@ -112,10 +113,10 @@ class _Controller(Controller):
 @contextmanager
 def mail_server(port: int | None = None) -> Iterator[Mailbox]:
     """A mail server on a free port of 127.0.0.1, or on ``port``; stopped at the end of the block."""
-    mailbox = Mailbox("127.0.0.1", port or free_port())
-    controller = _Controller(_Handler(mailbox), hostname=mailbox.host, port=mailbox.port)
+    state = Mailbox("127.0.0.1", port or free_port())
+    controller = _Controller(_Handler(state), hostname=state.host, port=state.port)
     controller.start()
     try:
-        yield mailbox
+        yield state
     finally:
         controller.stop()

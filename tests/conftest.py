@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("postgres"):
                 item.add_marker(pytest.mark.skip(reason="shows what only PostgreSQL can do"))
+
+
+@pytest.fixture
+def as_in_a_terminal() -> Iterator[None]:
+    """Ctrl-C and a closed terminal take effect, here and in new processes; `nohup make test &` has them ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -122,14 +134,20 @@ def send(broker: str) -> Iterator[Send]:
 
 
 @pytest.fixture
-def celery(environment: Mapping[str, str], broker: str, tmp_path: Path) -> Process:
-    """``celery -A project ARGUMENTS``, a real process on the tests' database and broker, as a context manager."""
+def empty_broker(broker: str) -> str:
+    """The URL of the tests' broker, on which no other test has left a message."""
     redis.Redis.from_url(broker).flushdb()
+    return broker
+
+
+@pytest.fixture
+def celery(environment: Mapping[str, str], empty_broker: str, tmp_path: Path) -> Process:
+    """``celery -A project ARGUMENTS``, a real process on the tests' database and broker, as a context manager."""
 
     def start(role: str, *arguments: str, **extra: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
         return servers.process(
             *("-m", "celery", "-A", "project", role, *arguments),
-            env={**environment, "CELERY_BROKER_URL": broker, **extra},
+            env={**environment, "CELERY_BROKER_URL": empty_broker, **extra},
             log=tmp_path / f"{role}.log",
         )
 

@@ -9,20 +9,20 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from sandbox import servers
+from sandbox import environment, servers
 
 _started = ExitStack()
 atexit.register(_started.close)
 
-os.environ["DATABASE_URL"] = os.environ.get("TEST_DATABASE_URL") or _started.enter_context(servers.postgres())
-# Nothing of the developer's own settings may change what the tests see, here and in the processes they start.
-os.environ["DJANGO_ENV_FILE"] = os.devnull
-for _name in [
-    name
-    for name in os.environ
-    if name.startswith(("TRIAL_", "CELERY_", "REDIS_", "EMAIL_", "SITE_", "DEFAULT_FROM_EMAIL"))
-]:
-    del os.environ[_name]
+environment.isolate(
+    # And what the tools around the tests are told: pytest and its plugins, Docker, package installers, proxies.
+    inherit=(
+        *("TEST_*", "PYTEST_*", "COV*", "HYPOTHESIS_*", "PLAYWRIGHT_*", "DOCKER_*", "CI"),
+        *("PIP_*", "UV_*", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "*_proxy", "*_PROXY"),
+    ),
+    DJANGO_SETTINGS_MODULE="tests.settings",
+    DATABASE_URL=os.environ.get("TEST_DATABASE_URL") or _started.enter_context(servers.postgres()),
+)
 
 from project.settings import *  # noqa: E402, F403
 from project.settings import DATABASES  # noqa: E402

@@ -215,7 +215,7 @@ def test_the_limit_and_whoever_says_stop_end_a_delivery_between_two_mails(now: d
     notices.queue_notices(now=now)
 
     assert deliver_notices(now=now, limit=1) == Delivery(sent=1)
-    assert deliver_notices(now=now, stop=lambda: len(mailbox.raw) == 3) == Delivery(sent=2)
+    assert deliver_notices(now=now, stop=lambda: len(mailbox.received) == 3) == Delivery(sent=2)
     assert deliver_notices(now=now, stop=lambda: True) == Delivery()
     assert deliver_notices(now=now) == Delivery(sent=1, finished=True)
     assert len(set(mailbox.recipients)) == 4
@@ -252,12 +252,12 @@ def test_whoever_says_stop_need_not_wait_until_the_rate_allows_the_next(
 # --- Refused for good ---
 
 
-def at_recipient(mailbox: Mailbox, account: Account, answer: str) -> None:
-    mailbox.at_recipient = {account.user.email: answer}.get
+def on_rcpt(mailbox: Mailbox, account: Account, answer: str) -> None:
+    mailbox.on_rcpt = {account.user.email: answer}.get
 
 
-def at_end(mailbox: Mailbox, account: Account, answer: str) -> None:
-    mailbox.at_end = {account.user.email: answer}.get
+def on_data(mailbox: Mailbox, account: Account, answer: str) -> None:
+    mailbox.on_data = {account.user.email: answer}.get
 
 
 def address(mailbox: Mailbox, account: Account, address: str) -> None:
@@ -267,8 +267,8 @@ def address(mailbox: Mailbox, account: Account, address: str) -> None:
 @pytest.mark.parametrize(
     ("arrange", "what", "error"),
     [
-        (at_recipient, "550 5.1.1 no such user", "550 5.1.1 no such user"),
-        (at_end, "554 5.7.1 it looks like spam", "554 5.7.1 it looks like spam"),
+        (on_rcpt, "550 5.1.1 no such user", "550 5.1.1 no such user"),
+        (on_data, "554 5.7.1 it looks like spam", "554 5.7.1 it looks like spam"),
         (address, "", "ValueError: The user has no e-mail address."),
         (address, "a@b.example, c@d.example", "ValueError: Invalid address"),
         (address, "a@b.example\nBcc: c@d.example", "ValueError: Invalid address"),
@@ -312,7 +312,7 @@ def test_a_mail_refused_for_good_fails_alone_and_is_given_up_in_a_day(
 def test_a_mail_put_off_is_tried_again_in_15_minutes_and_never_given_up(now: datetime, mailbox: Mailbox) -> None:
     account, other = expired(now), expired(now)
     notices.queue_notices(now=now)
-    at_recipient(mailbox, account, "450 4.2.1 mailbox busy")
+    on_rcpt(mailbox, account, "450 4.2.1 mailbox busy")
 
     assert deliver_notices(now=now) == Delivery(sent=1, put_off=1, finished=True)
     for quarter in range(1, 10):
@@ -322,7 +322,7 @@ def test_a_mail_put_off_is_tried_again_in_15_minutes_and_never_given_up(now: dat
     notice = Notice.objects.get(account=account)
     assert (notice.status, notice.attempts, notice.last_error) == ("pending", 0, "450 4.2.1 mailbox busy")
 
-    mailbox.at_recipient = lambda address: None
+    mailbox.on_rcpt = lambda address: None
     assert deliver_notices(now=now + DAY).sent == 1
     assert mailbox.recipients == [other.user.email, account.user.email]
     notice.refresh_from_db()
@@ -332,11 +332,11 @@ def test_a_mail_put_off_is_tried_again_in_15_minutes_and_never_given_up(now: dat
 @pytest.mark.parametrize(
     ("step", "answer", "attempts"),
     [
-        ("at_end", "421 4.3.2 shutting down", 0),
-        ("at_end", "451 4.7.0 too many", 0),
-        ("at_recipient", "drop", 0),
-        ("at_end", "drop", 1),  # the mail may have arrived
-        ("at_sender", "530 5.7.0 Authentication required", 0),  # for good, but not because of the mail
+        ("on_data", "421 4.3.2 shutting down", 0),
+        ("on_data", "451 4.7.0 too many", 0),
+        ("on_rcpt", "drop", 0),
+        ("on_data", "drop", 1),  # the mail may have arrived
+        ("on_mail", "530 5.7.0 Authentication required", 0),  # for good, but not because of the mail
     ],
 )
 def test_three_mails_put_off_in_a_row_end_the_delivery(
@@ -362,7 +362,7 @@ def test_three_mails_put_off_in_a_row_end_the_delivery(
 def test_a_server_that_closes_after_a_few_mails_is_called_again_at_once(now: datetime, mailbox: Mailbox) -> None:
     make_accounts(5, ended=-DAY, now=now)
     notices.queue_notices(now=now)
-    mailbox.per_connection = 2
+    mailbox.mails_per_connection = 2
 
     assert deliver_notices(now=now) == Delivery(sent=5, finished=True)
 
@@ -394,10 +394,10 @@ def slow(mailbox: Mailbox) -> Iterator[threading.Event]:
     answer = threading.Event()
 
     def think(address: str) -> None:
-        if len(mailbox.raw) == 1:
+        if len(mailbox.received) == 1:
             answer.wait(20)
 
-    mailbox.at_end = think
+    mailbox.on_data = think
     yield answer
     answer.set()
 
@@ -411,7 +411,7 @@ def test_a_mail_without_an_answer_in_time_is_sent_again_hours_later(
 
     assert deliver_notices(now=now) == Delivery(sent=1, put_off=1, finished=True)
     slow.set()
-    wait_for("the server to have taken the mail after all", lambda: len(mailbox.raw) == 2)
+    wait_for("the server to have taken the mail after all", lambda: len(mailbox.received) == 2)
 
     notice = Notice.objects.pending().get()
     assert (notice.attempts, notice.last_error) == (
@@ -434,7 +434,7 @@ def test_a_server_that_cuts_off_after_a_mail_receives_it_five_times(now: datetim
         return "drop" if address == bad_address else None
 
     bad_address = bad.user.email
-    mailbox.at_end = take_and_cut
+    mailbox.on_data = take_and_cut
     assert deliver_notices(now=now) == Delivery(sent=1, put_off=1, finished=True)
     for attempt in range(2, MAX_ATTEMPTS):
         assert deliver_notices(now=now + attempt * (LEASE + HOUR)) == Delivery(put_off=1, finished=True)
@@ -452,12 +452,12 @@ def test_a_time_limit_in_the_middle_of_a_mail_ends_the_task_and_puts_it_off(
         raise SoftTimeLimitExceeded
 
     def think(address: str) -> None:
-        if len(mailbox.raw) == 1:
+        if len(mailbox.received) == 1:
             os.kill(os.getpid(), signal.SIGUSR1)  # as the pool does to a process
             slow.wait(20)
 
     settings.TRIAL_NOTICES = True
-    mailbox.at_end = think
+    mailbox.on_data = think
     make_accounts(3, ended=-DAY / 2, now=timezone.now())
     notices.queue_notices(now=timezone.now())
     monkeypatch.setattr(tasks.deliver_notices, "apply_async", lambda **options: None)
@@ -499,7 +499,7 @@ def test_a_fault_in_the_mail_backend_counts_against_no_mail(
     monkeypatch.setattr(Faulty, "failed", False)
     first, second = expired(now), expired(now)
     notices.queue_notices(now=now)
-    at_end(mailbox, second, "554 5.7.1 it looks like spam")
+    on_data(mailbox, second, "554 5.7.1 it looks like spam")
 
     assert deliver_notices(now=now) == Delivery(put_off=1, refused=1, finished=True)
 
@@ -754,7 +754,7 @@ def test_no_transaction_is_open_while_the_mail_server_answers(
 
     expired(now), expired(now)
     notices.queue_notices(now=now)
-    mailbox.at_sender = mailbox.at_recipient = mailbox.at_end = look
+    mailbox.on_mail = mailbox.on_rcpt = mailbox.on_data = look
 
     assert deliver_notices(now=now) == Delivery(sent=2, finished=True)
     assert states == [("idle",)] * 6
@@ -772,7 +772,7 @@ def test_a_mail_is_recorded_although_postgresql_ended_the_connection(
 
     expired(now), expired(now)
     notices.queue_notices(now=now)
-    mailbox.at_sender = mailbox.at_end = end_it
+    mailbox.on_mail = mailbox.on_data = end_it
 
     assert deliver_notices(now=now) == Delivery(sent=2, finished=True)
     assert Notice.objects.filter(status=Notice.Status.SENT).count() == len(mailbox.mails) == 2

@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from accounts.models import Account, ExpiryRun
-from sandbox.sample import put_sample
+from sandbox.sample import create_sample
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process, Send
 
@@ -41,12 +41,12 @@ def test_command_and_celery_leave_the_same_accounts_and_equal_ledgers(
         for size, batch_size in ((1, 5), (60, 1000), (60, 1), (400, 17)):
             seed = random.randrange(10_000)
 
-            put_sample(size=size, seed=seed, now=now)
+            create_sample(size=size, seed=seed, now=now)
             command = manage_py("expire_trials", f"--batch-size={batch_size}")
             assert command.returncode == 0, command.stderr
             by_command = accounts_and_ledger()
 
-            put_sample(size=size, seed=seed, now=now)
+            create_sample(size=size, seed=seed, now=now)
             task = send("accounts.expire_trials", kwargs={"batch_size": batch_size})
             wait_for("the run to be closed", run_of(task.id))
 

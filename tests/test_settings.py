@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,9 +176,9 @@ REFUSED: list[tuple[str, ...]] = [
         "redis://:S3CRET@h/zero",
     ),
     (
-        "{name} begins with rediss:// and lacks ssl_cert_reqs. Add ?ssl_cert_reqs=CERT_REQUIRED.",
+        "{name} has an ssl_cert_reqs other than required, optional and none. Without it, required holds.",
         "REDIS_URL",
-        "rediss://:S3CRET@h/0",
+        "rediss://:S3CRET@h/0?ssl_cert_reqs=maybe",
     ),
 ]
 
@@ -268,6 +269,8 @@ def test_production_refuses_to_start_with_an_insecure_setting(line: str, name: s
         ),
         ({"REDIS_URL": "redis://h/1"}, "CELERY_RESULT_BACKEND", "redis://h/1"),
         ({"REDIS_URL": "rediss://h?ssl_cert_reqs=none"}, "CELERY_BROKER_URL", "rediss://h?ssl_cert_reqs=none"),
+        ({"REDIS_URL": "rediss://h"}, "CELERY_BROKER_USE_SSL", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
+        ({"REDIS_URL": "rediss://h"}, "CELERY_REDIS_BACKEND_USE_SSL", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
         ({"CELERY_BROKER_URL": "amqp://h//", "CELERY_RESULT_BACKEND": "rpc://"}, "CELERY_BROKER_URL", "amqp://h//"),
     ],
 )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -21,6 +22,7 @@ Compose = Callable[..., str]
 
 # No env file: nothing of the developer's own .env may change what is deployed.
 COMPOSE = ("docker", "compose", "--env-file", os.devnull)
+INSPECT = ("docker", "inspect")
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,7 @@ def deployed(profile: str, **extra: str) -> Iterator[tuple[Compose, Deployment]]
         "COMPOSE_PROFILES": profile,
         "TRIAL_EXPIRY_IMAGE": "trial-expiry:test",
         "POSTGRES_PASSWORD": secrets.token_hex(),
+        "REDIS_PASSWORD": secrets.token_hex(),
         "DJANGO_SECRET_KEY": secrets.token_urlsafe(50),
         "DJANGO_ALLOWED_HOSTS": ".trials.example.com",
         "WEB_PORT": str(free_port()),
@@ -75,6 +78,41 @@ def healthy_services(compose: Compose) -> set[str]:
     return {state["Service"] for state in states if state["Health"] == "healthy"}
 
 
+def inspect(compose: Compose) -> dict[str, dict[str, Any]]:
+    """What Docker knows of each container, by the name of its service."""
+    containers = compose("ps", "--all", "--quiet").split()
+    found = json.loads(subprocess.run([*INSPECT, *containers], capture_output=True, check=True).stdout)
+    return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
+
+
+def assert_locked_down(compose: Compose) -> None:
+    """Every container can write to memory and to its volumes only, has no privileges and no more than its share."""
+    for service, container in inspect(compose).items():
+        host = container["HostConfig"]
+        assert host["ReadonlyRootfs"], service
+        assert host["CapDrop"] == ["ALL"], service
+        assert not host["CapAdd"], service
+        assert host["SecurityOpt"] == ["no-new-privileges:true"], service
+        assert 0 < host["Memory"] <= 2**30, service
+        assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "5"}}, service
+        assert not container["State"]["OOMKilled"], service
+        assert container["Config"]["User"] in {"postgres", "redis", "10001:10001"}, service
+
+
+def networks(compose: Compose, service: str) -> set[str]:
+    attached = inspect(compose)[service]["NetworkSettings"]["Networks"]
+    return {name.rpartition("_")[2] for name in attached}
+
+
+REACH_REDIS = """
+import socket
+try:
+    socket.create_connection(("redis", 6379), timeout=5)
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
 def test_the_celery_profile_expires_by_its_schedule_and_by_hand_when_celery_is_gone() -> None:
     with deployed("celery") as (compose, deployment):
         assert healthy_services(compose) == {"postgres", "redis", "web", "worker", "beat"}
@@ -83,6 +121,12 @@ def test_the_celery_profile_expires_by_its_schedule_and_by_hand_when_celery_is_g
         deployment.wait_until_expired(30)
         deployment.assert_expired_exactly_once(30)
         assert deployment.paths() == {"celery"}
+
+        assert_locked_down(compose)
+        assert networks(compose, "web") & networks(compose, "redis") == set()
+        assert "gaierror" in compose("exec", "--no-TTY", "web", "python", "-c", REACH_REDIS)
+        assert "REDIS_URL" not in compose("exec", "--no-TTY", "web", "env")
+        assert "NOAUTH" in compose("exec", "--no-TTY", "redis", "redis-cli", "ping")
 
         compose("stop", "worker", "beat", "redis")
         deployment.add_due(12)
@@ -101,3 +145,4 @@ def test_the_cron_profile_expires_without_celery() -> None:
 
         deployment.assert_expired_exactly_once(30)
         assert deployment.paths() == {"command"}
+        assert_locked_down(compose)

@@ -45,8 +45,8 @@ class BadMailServer:
     @contextmanager
     def alive(self) -> Iterator[None]:
         with mail_server(self.port) as mailbox:
-            mailbox.at_recipient, mailbox.at_end = self.first_time(self.AT_RECIPIENT), self.first_time(self.AT_END)
-            mailbox.seconds, mailbox.per_connection = 0.002, 40
+            mailbox.on_rcpt, mailbox.on_data = self.first_time(self.AT_RECIPIENT), self.first_time(self.AT_END)
+            mailbox.delay, mailbox.mails_per_connection = 0.002, 40
             self.lives.append(mailbox)
             yield
 
@@ -64,7 +64,7 @@ class BadMailServer:
         wait_for(f"{enough} mails", lambda: self.taken() >= enough, seconds=60)
 
     def taken(self) -> int:
-        return sum(len(mailbox.raw) for mailbox in self.lives)
+        return sum(len(mailbox.received) for mailbox in self.lives)
 
     def assert_everybody_was_told(self, *, repeats: range) -> None:
         """Every mail that is owed is on record as sent, and was taken; with a Message-ID of its own."""
@@ -196,7 +196,7 @@ def test_a_process_killed_before_its_answer_is_recorded_repeats_one_mail(
     recorded = f"IF NEW.status = 'sent' THEN {Gate.HOLD} END IF;"
 
     with server.alive():
-        server.lives[0].at_recipient = server.lives[0].at_end = lambda address: None  # it can be good, too
+        server.lives[0].on_rcpt = server.lives[0].on_data = lambda address: None  # it can be good, too
         with gate_before(first, recorded) as gate, command() as cron:
             gate.wait_until_held()
             assert kill(cron) == 1
@@ -228,8 +228,8 @@ def slow_server(server: BadMailServer) -> Iterator[BadMailServer]:
     """A mail server that takes half a second for each mail, and has nothing against any."""
     with server.alive():
         mailbox = server.lives[0]
-        mailbox.at_recipient = mailbox.at_end = lambda address: None
-        mailbox.seconds = 0.5
+        mailbox.on_rcpt = mailbox.on_data = lambda address: None
+        mailbox.delay = 0.5
         yield server
 
 
@@ -256,7 +256,7 @@ def test_a_worker_told_to_stop_finishes_the_mails_in_hand(
         worker.wait(15)
     assert_that_the_mail_in_hand_was_the_last(slow_server, before, processes)
 
-    slow_server.lives[0].seconds = 0
+    slow_server.lives[0].delay = 0
     with celery(*options):
         wait_for("the next worker to send the rest", lambda: not Notice.objects.pending().exists())
     slow_server.assert_everybody_was_told(repeats=range(1))
@@ -280,6 +280,6 @@ def test_a_command_told_to_stop_finishes_the_mail_in_hand(
     assert_that_the_mail_in_hand_was_the_last(slow_server, before, 1)
     assert "CommandError: Stopped by a signal." in (tmp_path / "command.log").read_text()
 
-    slow_server.lives[0].seconds = 0
+    slow_server.lives[0].delay = 0
     assert manage_py("send_trial_notices").returncode == 0
     slow_server.assert_everybody_was_told(repeats=range(1))

@@ -25,7 +25,7 @@ from comparison.sample import PERIOD
 from comparison.workloads import KINDS, Backlog, Mails
 from project import service_urls
 from sandbox import scratch
-from sandbox.servers import stop_signals_noted
+from sandbox.servers import stop_signals_recorded
 
 BAD_INPUT, INTERRUPTED = 2, 130
 INTERVAL = 3600.0
@@ -140,7 +140,7 @@ def begin_again_on_a_scratch_database(database_url: str | None) -> None:
         SystemExit: that process failed, and has said why.
     """
     # Noted only, so that what is just starting is stopped as well.
-    with stop_signals_noted() as stopped:
+    with stop_signals_recorded() as stopped:
         try:
             with (
                 scratch.environment(database_url=database_url) as environment,

@@ -1,6 +1,7 @@
-"""``./manage.py demo``: trials expire by both paths, on a database of the demo's own, before your eyes."""
+"""``./manage.py demo``: trials expire by both paths, on a database of the demo's own."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,15 +24,14 @@ from rich.table import Table
 
 from accounts.models import Account, ExpiryRun, Notice
 from accounts.notices import count_owed
-from sandbox import servers
+from sandbox import demo_database, servers
 from sandbox.mail_server import Mailbox, mail_server
-from sandbox.sample import put_sample
+from sandbox.sample import create_sample
 from users.models import User
 
-DATABASE = Path(os.environ.get("DEMO_DATABASE", settings.BASE_DIR / "demo.sqlite3"))
-DATABASE_URL = f"sqlite:///{DATABASE}"
+SETTINGS = "sandbox.settings"
 BATCH_SIZE = 250
-MAILS_THAT_IT_ENDED = 20  # of a thousand: they come after the reminders, and are worth no wait
+MAILS_THAT_IT_ENDED = 20  # of a thousand: they come after the reminders, and the demo does not wait for all of them
 LOGIN, PASSWORD = "admin", "demo"
 
 
@@ -49,8 +49,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, accounts: int, seed: int, **options: Any) -> None:
         if accounts < 100:
             raise CommandError(f"--accounts must be at least 100 to be worth a look, not {accounts}.")
-        if os.environ.get("DATABASE_URL") != DATABASE_URL:
-            start_over_on_the_demo_database()
+        if settings.SETTINGS_MODULE != SETTINGS:
+            restart_with_the_settings_of_the_demo(accounts=accounts, seed=seed)
         for number in servers.stop_signals():
             if number != signal.SIGINT:
                 signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what was started is stopped
@@ -61,13 +61,12 @@ class Command(BaseCommand):
 
     def show(self, *, accounts: int, seed: int) -> None:
         console = Console(highlight=False)
-        for file in DATABASE.parent.glob(f"{DATABASE.name}*"):
-            file.unlink()
+        demo_database.create_anew(demo_database.path())
         with console.status("Creating the sample ..."):
             call_command("migrate", verbosity=0)
             User.objects.create_superuser(LOGIN, "admin@example.com", PASSWORD, pk=10**9)
             now = timezone.now()
-            put_sample(size=accounts, seed=seed, now=now)
+            create_sample(size=accounts, seed=seed, now=now)
         console.print(status_table())
 
         console.rule("[bold]1. The simple path: cron and a command")
@@ -80,7 +79,7 @@ class Command(BaseCommand):
         console.print(f"Expired {len(expired_by_command)} trial(s)\n")
 
         console.rule("[bold]2. The heavier path: Celery beat, a broker and a worker")
-        put_sample(size=accounts, seed=seed, now=now)
+        create_sample(size=accounts, seed=seed, now=now)
         console.print("The same sample is back.")
         with tempfile.TemporaryDirectory() as logs, console.status("Beat ticks, the worker works ..."):
             started = time.monotonic()
@@ -105,11 +104,12 @@ class Command(BaseCommand):
         console.print(next_steps(), soft_wrap=True)
 
 
-def start_over_on_the_demo_database() -> None:
-    """Begin again in this process with settings that know only the demo's database; does not return."""
-    environment = {**os.environ, "DATABASE_URL": DATABASE_URL, "DJANGO_DEBUG": "1"}
+def restart_with_the_settings_of_the_demo(*, accounts: int, seed: int) -> None:
+    """Run the demo in place of this process, which has loaded the machine's settings; does not return."""
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606 (ourselves)
+    arguments = [str(settings.BASE_DIR / "manage.py"), "demo", f"--accounts={accounts}", f"--seed={seed}"]
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": SETTINGS}
+    os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 (ourselves)
 
 
 def run_command(name: str, *arguments: str, **environment: str) -> str:
@@ -216,7 +216,9 @@ def some_of(mailbox: Mailbox) -> Iterator[str]:
 def next_steps() -> str:
     """What to try next, each line ready to paste."""
     python = os.path.relpath(sys.executable)
-    use_demo = f"DATABASE_URL=sqlite:///{os.path.relpath(DATABASE)}"
+    use_demo = f"DJANGO_SETTINGS_MODULE={SETTINGS}"
+    if demo_database.path() != demo_database.DEFAULT:
+        use_demo += f" DEMO_DATABASE={shlex.quote(os.path.relpath(demo_database.path()))}"
     return (
         "[bold]What to try next[/bold]\n"
         f"  the admin     {use_demo} {python} manage.py runserver\n"

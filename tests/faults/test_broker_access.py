@@ -1,0 +1,90 @@
+"""The broker's user in docker-compose.yml may do all that worker and beat need, in a fault too, and nothing else."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from django.conf import settings
+
+from sandbox import servers
+from tests.conftest import Process
+from tests.faults.conftest import Customers, Tick, gate_before, run_that_succeeds, ticks_every_second
+from tests.faults.test_workers import ANOTHER, ONE_PROCESS
+
+pytestmark = [pytest.mark.faults, pytest.mark.django_db(transaction=True)]
+
+COMPOSE = (settings.BASE_DIR / "docker-compose.yml").read_text()
+
+
+@pytest.fixture
+def administrator() -> Iterator[redis.Redis]:
+    """A Redis as docker-compose.yml sets it up, by a connection that may do everything."""
+    rules = re.search(r'"user trials on >\$\$REDIS_PASSWORD (.+?)"', COMPOSE, re.DOTALL)
+    assert rules
+    with servers.valkey() as url, redis.Redis.from_url(url, decode_responses=True) as connection:
+        rest = rules[1].replace("\\\n", "").split()
+        connection.execute_command("ACL", "SETUSER", "trials", "on", ">secret", *rest)
+        connection.execute_command("ACL", "SETUSER", "default", "off")  # from the next connection on
+        yield connection
+
+
+@pytest.fixture
+def broker(administrator: redis.Redis) -> str:
+    port = administrator.connection_pool.connection_kwargs["port"]
+    return f"redis://trials:secret@127.0.0.1:{port}/0"
+
+
+@pytest.fixture
+def empty_broker(broker: str) -> str:
+    """It is new; and its user may not empty it."""
+    return broker
+
+
+def test_worker_beat_and_probe_are_denied_nothing_on_a_locked_broker(
+    administrator: redis.Redis, customers: Customers, celery: Process, tick: Tick, tmp_path: Path
+) -> None:
+    a_moment = '{"visibility_timeout": 1, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}'
+    ticks_every_second()
+    with gate_before(customers.due[2]) as gate:
+        with celery(*ONE_PROCESS) as worker:
+            task_id = tick.send()
+            gate.wait_until_held()
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+        gate.open()
+
+        with celery(*ANOTHER, "--", f"broker.transport_options=(json){a_moment}"), celery("beat"):
+            assert run_that_succeeds(task_id).expired_count == 6  # a message that was held, a chord and its results
+            with celery("inspect", "ping", "--timeout=5") as probe:
+                probe.wait(30)
+            customers.assert_settled_by(tick)
+
+    assert "2 nodes online" in (tmp_path / "inspect.log").read_text()
+    assert administrator.acl_log() == []
+
+
+def test_a_locked_broker_refuses_strangers_and_administration(administrator: redis.Redis, broker: str) -> None:
+    port = administrator.connection_pool.connection_kwargs["port"]
+    with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.ping()
+
+    with redis.Redis.from_url(broker) as trials:
+        for command in (
+            "FLUSHALL",
+            "FLUSHDB",
+            "CONFIG GET *",
+            "KEYS *",
+            "SHUTDOWN",
+            "ACL LIST",
+            "SCRIPT FLUSH",
+            "INFO",
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                trials.execute_command(*command.split())
+        for command in ("GET session:1", "SET session:1 x", "PUBLISH chat x"):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                trials.execute_command(*command.split())
