@@ -732,12 +732,14 @@ Ask = Callable[[str], Any]
 @pytest.fixture
 def ask_about_the_sender(transactional_db: None) -> Ask:
     """Ask PostgreSQL, also in the mail server's thread, about the connection of whoever sends."""
-    where = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
     parameters = connection.get_connection_params()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        sender = cursor.fetchone()
 
     def ask(what: str) -> Any:
         with psycopg.connect(**parameters, autocommit=True) as other:
-            return other.execute(f"SELECT {what} FROM pg_stat_activity WHERE {where}").fetchall()  # noqa: S608
+            return other.execute(f"SELECT {what} FROM pg_stat_activity WHERE pid = %s", sender).fetchall()  # noqa: S608
 
     return ask
 

@@ -21,6 +21,7 @@ from django.urls import path
 urlpatterns = [path("admin/", admin.site.urls)]
 """,
     "host_settings.py": """
+from accounts.defaults import *
 SECRET_KEY = "host"
 ALLOWED_HOSTS = ["testserver"]
 ROOT_URLCONF = "host_urls"
@@ -43,10 +44,6 @@ TEMPLATES = [{
         "django.contrib.messages.context_processors.messages",
     ]},
 }]
-TRIAL_DAYS, TRIAL_GRACE_DAYS, TRIAL_EXPIRY_MAX, TRIAL_RUN_MAX_AGE_HOURS, TRIAL_LEDGER_DAYS = 60, 1, None, 3, 365
-TRIAL_NOTICES, TRIAL_REMINDER_DAYS, TRIAL_NOTICE_WINDOW_DAYS = False, [7, 1], 7
-TRIAL_NOTICE_RATE, TRIAL_NOTICE_UNSUBSCRIBE = None, ""
-METRICS_TOKEN, SITE_NAME, SITE_URL = "", "Host", "http://localhost"
 """,
     "use.py": """
 import sys
