@@ -732,14 +732,13 @@ Ask = Callable[[str], Any]
 @pytest.fixture
 def ask_about_the_sender(transactional_db: None) -> Ask:
     """Ask PostgreSQL, also in the mail server's thread, about the connection of whoever sends."""
-    parameters = connection.get_connection_params()
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        sender = cursor.fetchone()
+    # Not about a connection that asked before, which PostgreSQL may still be closing.
+    where = "datname = current_database() AND backend_type = 'client backend' AND application_name <> 'asking'"
+    parameters = {**connection.get_connection_params(), "application_name": "asking"}
 
     def ask(what: str) -> Any:
         with psycopg.connect(**parameters, autocommit=True) as other:
-            return other.execute(f"SELECT {what} FROM pg_stat_activity WHERE pid = %s", sender).fetchall()  # noqa: S608
+            return other.execute(f"SELECT {what} FROM pg_stat_activity WHERE {where}").fetchall()  # noqa: S608
 
     return ask
 
