@@ -32,7 +32,7 @@ class RetriedTask(AnyTask):
     Then it fails, loudly; the next tick is the next try.
     """
 
-    Request = "accounts.worker:Request"
+    Request = "accounts.consumer:Request"
     autoretry_for = (OperationalError, InterfaceError)
     max_retries = 5
     retry_backoff = True

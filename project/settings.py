@@ -283,6 +283,7 @@ CELERY_BROKER_POOL_ACQUIRE_TIMEOUT = 10.0
 CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 2}
 
 # One message at a time for each process: slices spread over the workers instead of queueing behind one.
+CELERY_WORKER_CONSUMER = "accounts.consumer:Consumer"
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # On SIGTERM a worker finishes its tasks; told to hurry, it still gets these seconds, then hands unfinished slices back.
 CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 20.0

@@ -1,0 +1,155 @@
+"""How a worker takes messages from the broker and acknowledges them, where Celery alone would stop working.
+
+Imported by workers only. The tasks name ``Request`` themselves; ``Consumer`` is set by CELERY_WORKER_CONSUMER.
+"""
+
+import logging
+from collections.abc import Callable
+from queue import Empty
+from typing import Any
+
+from celery.exceptions import InvalidTaskError, NotRegistered, WorkerShutdown
+from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.request import Request as CeleryRequest
+
+from accounts.log import Fields
+
+logger = logging.getLogger(__name__)
+
+LONGEST_TIME_LIMIT = 10**9
+"""Seconds that a message may ask for; with more, the worker's timer overflows."""
+
+
+class Consumer(CeleryConsumer):
+    """Rejects a malformed message and logs one line, where Celery's own consumer ends the worker (celery issue 7975).
+
+    By itself Celery also puts such a message back when it ends, so that it ends again at every start; and what it does
+    survive it logs with the whole body, which may name a customer.
+    """
+
+    connection_errors: tuple[type[Exception], ...]
+    channel_errors: tuple[type[Exception], ...]
+
+    @property
+    def _broker_errors(self) -> tuple[type[Exception], ...]:
+        """What is no fault of a message: there is none, the connection is lost, or the broker refuses a command."""
+        return (Empty, *self.connection_errors, *self.channel_errors)
+
+    _received: tuple[bytes, bytes] = b"", b""
+
+    def start(self) -> None:
+        """Work until told to stop. A broker that refuses a command, such as a full Redis, ends the worker in a line."""
+        try:
+            super().start()
+        except self.channel_errors as refusal:
+            logger.critical("The broker refuses to work with this worker: %s", refusal)
+            raise WorkerShutdown(1) from None
+
+    def connect(self) -> Any:
+        """Connect, and guard what is read from a Redis list: there the envelope of a message is text, too."""
+        connection: Any = super().connect()
+        if connection.transport.driver_type == "redis":
+            channel = connection.default_channel
+            channel.client.set_response_callback("BRPOP", self._note)
+            read = channel.handlers["BRPOP"]
+            channel.handlers["BRPOP"] = lambda: self._read_or_reject(read)
+        return connection
+
+    def _note(self, reply: list[bytes] | None) -> tuple[bytes, bytes] | None:
+        if not reply:
+            return None
+        self._received = reply[0], reply[1]
+        return self._received
+
+    def _read_or_reject(self, read: Callable[[], Any]) -> Any:
+        from redis.exceptions import DataError  # here, because a worker of another broker may lack it
+
+        try:
+            return read()
+        except (KeyError, DataError) as error:  # no envelope, a delivery tag that is no text
+            _log_rejection(error, *self._received)
+        except self._broker_errors:
+            raise
+        except Exception as error:  # anything may be in a message
+            _log_rejection(error, *self._received)
+
+    def create_task_handler(self, *args: Any) -> Callable[[Any], None]:
+        """Answer with what handles a message whose envelope could be read."""
+        handle = super().create_task_handler(*args)
+
+        def handle_or_reject(message: Any) -> None:
+            try:
+                _check(message)
+                handle(message)
+            except KeyError as error:  # kombu counts it among the errors of a connection to Redis
+                self.on_decode_error(message, error)
+            except self._broker_errors:
+                raise
+            except Exception as error:
+                self.on_decode_error(message, error)
+
+        return handle_or_reject
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Reject the message."""
+        _log_rejection(exc, self._received[0] or message.delivery_info.get("routing_key"), message.body)
+        if not message.acknowledged:
+            message.reject()
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """Reject the message."""
+        raise exc
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """Reject the message."""
+        raise NotRegistered(message.headers.get("task"))
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """Reject the message."""
+        raise InvalidTaskError
+
+
+def _check(message: Any) -> None:
+    """Raise where Celery would not look until it starts or times the task, outside of ``handle_or_reject``."""
+    body, headers = message.payload, message.headers
+    if isinstance(body, dict):  # protocol 1
+        args, kwargs, embed = body.get("args", []), body.get("kwargs", {}), {}
+    else:
+        args, kwargs, embed = body
+    soft, hard = headers.get("timelimit") or (None, None)
+    stamps = headers.get("stamped_headers") or []
+    if not (
+        isinstance(args, list)
+        and isinstance(kwargs, dict)
+        and isinstance(embed or {}, dict)
+        and isinstance(headers.get("stamps") or {}, dict)
+        and all(isinstance(stamp, str) for stamp in stamps)
+        and all(limit is None or 0 <= limit < LONGEST_TIME_LIMIT for limit in (soft, hard))
+    ):
+        raise InvalidTaskError
+
+
+def _log_rejection(error: Exception, queue: Any, content: Any) -> None:
+    # Without the words of the message, and of the error, which may quote them.
+    fields = Fields(
+        "message_rejected",
+        queue=queue.decode(errors="replace") if isinstance(queue, bytes) else queue,
+        length=len(content or ""),
+        error=type(error).__name__,
+        task=repr(error.args[0])[:100] if isinstance(error, NotRegistered) else None,
+    )
+    logger.error(fields)
+
+
+class Request(CeleryRequest):
+    """A message in work that, when the broker cannot be told that it is done, makes the worker connect anew.
+
+    By itself Celery logs "Couldn't ack" and goes on. But the message still counts as one that the worker holds; when it
+    holds as many as it may, which with one process is one, the worker lives, answers pings, and takes no other message
+    ever again. A new connection starts with a clean count, and what was not acknowledged is handed out again.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # The errors that are only logged when they happen on acknowledging: none. In the worker's event loop, where
+        # messages are acknowledged, such an error is what tells it that the connection is lost.
+        super().__init__(*args, **{**kwargs, "connection_errors": ()})
