@@ -2,89 +2,47 @@
 
 import mmap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from celery import Task, chord, group, shared_task
+from celery import chord, current_app, group, shared_task
+from celery.backends.base import DisabledBackend
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.signals import task_failure, worker_shutting_down
+from celery.signals import worker_shutting_down
 from django.conf import settings
-from django.db import InterfaceError, OperationalError
+from django.core.exceptions import ValidationError
 from django.dispatch import receiver
 from django.utils import timezone
 
 from accounts import delivery, ledger, notices, services
+from accounts.base_tasks import BaseTask, RedeliveredTask, RunTask, WrongArguments
 from accounts.mailer import MailServerAwayError
-from accounts.models import ExpiryRun, Notice
+from accounts.models import Account, ExpiryRun, Notice
 from accounts.slices import Slice
 
-if TYPE_CHECKING:
-    AnyTask = Task[..., Any]
-else:
-    AnyTask = Task
 
-
-class RetriedTask(AnyTask):
-    """A task that tries again when the database is away for a moment.
-
-    Five times, after about 1, 2, 4, 8 and 16 seconds, with jitter so that the workers do not come back all at once.
-    Then it fails, loudly; the next tick is the next try.
-    """
-
-    Request = "accounts.consumer:Request"
-    autoretry_for = (OperationalError, InterfaceError)
-    max_retries = 5
-    retry_backoff = True
-    retry_backoff_max = 60
-    retry_jitter = True
-
-
-class RedeliveredTask(RetriedTask):
-    """A task that may run twice, and is handed out again when its process or its worker dies."""
-
-    # Acknowledged when done, so that it is handed out again when its worker dies: it is short and may run twice.
-    acks_late = True
-    # When only its process dies it is one more retry: rejected instead, one that is fatal would go round for ever.
-    retry_on_worker_lost = True
-    default_retry_delay = 1
-    reject_on_worker_lost = True  # for when the retry could not be sent
-
-
-def at_least_one(**numbers: int | None) -> None:
-    """Raise ValueError when an argument of a task that was given is no whole number, or below 1."""
-    for name, number in numbers.items():
-        if number is not None and (type(number) is not int or number < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, not {number!r}.")
-
-
-class PartOfARun(RedeliveredTask):
-    """A task whose failure, when it has no retries left, fails the run it belongs to. The run's other slices go on."""
-
-
-@task_failure.connect
-def fail_its_run(sender: Any, exception: Exception, kwargs: Mapping[str, Any], **_: Any) -> None:
-    """Write the error into the ledger. A signal, because ``on_failure`` is not called when the process was killed."""
-    if isinstance(sender, PartOfARun):
-        ledger.fail_run(run_id=kwargs["run_id"], error=exception)
-
-
-@shared_task(name="accounts.expire_trials", base=RetriedTask, bind=True, ignore_result=True)
-def expire_trials(self: RetriedTask, *, batch_size: int = services.BATCH_SIZE, max_accounts: int | None = None) -> None:
-    """Expire every due trial; many of them spread over the workers. See ``services.expire_trials``."""
+@shared_task(name="accounts.expire_trials", base=BaseTask, bind=True, ignore_result=True)
+def expire_trials(self: BaseTask, *, batch_size: int = services.BATCH_SIZE, max_accounts: int | None = None) -> None:
+    """Expire every due trial; many of them on whichever workers are free. See ``services.expire_trials``."""
     services.expire_trials(
         path=ExpiryRun.Path.CELERY,
         now=timezone.now(),
         batch_size=batch_size,
         max_accounts=max_accounts,
         task_id=self.request.id or "",
-        run_slices=spread,
+        run_slices=run_on_workers,
     )
 
 
-def spread(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-    """Run a single slice here; several as tasks on whichever worker is free, closed by ``finish_run``."""
-    if len(slices) <= 1:
+def run_on_workers(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+    """Run a single slice here; several as tasks on whichever worker is free, closed by ``finish_run``.
+
+    One message for each slice. It costs about a tenth of the slice's work, and several slices in a message made a
+    backlog of MEASURED.
+    """
+    # Without a result backend nobody would know when all slices are done.
+    if len(slices) <= 1 or isinstance(current_app.backend, DisabledBackend):
         services.run_in_turn(run, slices)
     else:
         chord(
@@ -93,16 +51,30 @@ def spread(run: ExpiryRun, slices: Sequence[Slice]) -> None:
         ).delay()
 
 
-@shared_task(name="accounts.expire_slice", base=PartOfARun)
+@shared_task(name="accounts.expire_slice", base=RunTask, ignore_result=False)
 def expire_slice(*, run_id: int, first: Any, last: Any) -> int:
     """Expire one slice of a run: the due accounts with keys from ``first`` to ``last``.
 
     How many accounts, the result, only tells the chord that the slice is done.
     """
-    return services.expire_slice(run=ExpiryRun.objects.get(pk=run_id), keys=Slice(first, last))
+    run = ExpiryRun.objects.filter(pk=run_id).first()
+    if run is None:
+        raise WrongArguments(f"There is no run {run_id}: it was deleted, or pruned. Nothing was changed.")
+    return services.expire_slice(run=run, keys=Slice(account_key("first", first), account_key("last", last)))
 
 
-@shared_task(name="accounts.finish_run", base=PartOfARun, ignore_result=True)
+def account_key(name: str, value: Any) -> Any:
+    """The primary key of an account that an argument of a task holds, as JSON has it."""
+    try:
+        key = Account._meta.pk.to_python(value)
+    except (ValidationError, OverflowError):  # overflow: infinity
+        key = None
+    if key is None:
+        raise WrongArguments(f"{name} must be the key of an account, not {value!r:.40}. Nothing was changed.")
+    return key
+
+
+@shared_task(name="accounts.finish_run", base=RunTask, ignore_result=True)
 def finish_run(*, run_id: int) -> None:
     """Close a run whose slices are all done."""
     ledger.finish_run(run_id=run_id)
@@ -143,12 +115,11 @@ def send_notices_of_run(run: ExpiryRun, **_: Any) -> None:
         send_trial_notices.apply_async(expires=TICK_SECONDS)
 
 
-@shared_task(name="accounts.send_trial_notices", base=RetriedTask, ignore_result=True)
+@shared_task(name="accounts.send_trial_notices", base=BaseTask, ignore_result=True)
 def send_trial_notices(
     *, concurrency: int = CONCURRENCY, batch_size: int = BATCH_SIZE, max_notices: int | None = None
 ) -> None:
     """Queue the mails that are owed, and have them delivered by a task for every 25, ``concurrency`` at most."""
-    at_least_one(concurrency=concurrency, batch_size=batch_size, max_notices=max_notices)
     if not settings.TRIAL_NOTICES:
         return
     now = timezone.now()
@@ -166,11 +137,10 @@ def send_trial_notices(
     bind=True,
     ignore_result=True,
     # It waits for a mail server that is away, as every task does for the database.
-    autoretry_for=(*RetriedTask.autoretry_for, MailServerAwayError),
+    autoretry_for=(*BaseTask.autoretry_for, MailServerAwayError),
 )
-def deliver_notices(self: RetriedTask, *, batch_size: int = BATCH_SIZE) -> None:
+def deliver_notices(self: BaseTask, *, batch_size: int = BATCH_SIZE) -> None:
     """Deliver one batch, then make room for whatever else waits in the queue before the next."""
-    at_least_one(batch_size=batch_size)
     if not settings.TRIAL_NOTICES:
         return
     end = time.monotonic() + BATCH_SECONDS

@@ -256,8 +256,8 @@ CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 # Lets `celery -A project inspect ping -d celerybeat@HOST` tell a living beat from a wedged one (Celery 5.7).
 CELERY_BEAT_ENABLE_REMOTE_CONTROL = True
 
-# A slice not acknowledged for this long is handed out again. The time limit lies well under it, so that no task is
-# still running when its second copy starts. Celery's documentation lists all three places for Redis.
+# A slice not acknowledged for this long is handed out again. The time limit of our tasks lies well under it,
+# so that none is still running when its second copy starts. Celery's documentation lists all three places for Redis.
 _visibility_timeout = 600  # seconds
 CELERY_VISIBILITY_TIMEOUT = _visibility_timeout
 CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS = {"visibility_timeout": _visibility_timeout}
@@ -271,8 +271,6 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 CELERY_REDIS_SOCKET_TIMEOUT = 15.0
 CELERY_REDIS_SOCKET_CONNECT_TIMEOUT = 5.0
 CELERY_REDIS_SOCKET_KEEPALIVE = True
-CELERY_TASK_TIME_LIMIT = 300  # seconds; a slice takes about a tenth of one
-CELERY_TASK_SOFT_TIME_LIMIT = 270
 
 # A broker that is away: the worker keeps trying, at start too; a publisher gives up and says so.
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
@@ -282,8 +280,9 @@ CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
 CELERY_BROKER_POOL_ACQUIRE_TIMEOUT = 10.0
 CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 2}
 
-# One message at a time for each process: slices spread over the workers instead of queueing behind one.
+# Celery's own consumer ends the worker at a message that it cannot read.
 CELERY_WORKER_CONSUMER = "accounts.consumer:Consumer"
+# One message at a time for each process: free workers take slices instead of queueing them behind one.
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # On SIGTERM a worker finishes its tasks; told to hurry, it still gets these seconds, then hands unfinished slices back.
 CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 20.0

@@ -1,16 +1,21 @@
 """The Celery path with a real worker and a real beat, over a real broker, on the tests' own database."""
 
 import importlib
+import re
 import socket
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from celery import Celery
+from celery.backends.base import DisabledBackend
 from django.apps import apps
 from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from accounts import tasks
+from accounts.base_tasks import BaseTask, WrongArguments
 from accounts.models import Account, ExpiryRun
 from project.celery import app
 from sandbox.servers import wait_for
@@ -40,7 +45,7 @@ def closed_run() -> ExpiryRun | None:
 # --- The schedule ---
 
 
-def test_the_schedule_ticks_hourly_in_utc_and_forgets_messages_before_the_next_tick(tick: PeriodicTask) -> None:
+def test_the_schedule_ticks_hourly_and_a_message_expires_before_the_next(tick: PeriodicTask) -> None:
     assert tick.enabled
     assert str(tick.crontab) == "0 * * * * (m/h/dM/MY/d) UTC"
     assert tick.expire_seconds < 3600
@@ -92,12 +97,93 @@ def test_only_json_is_spoken() -> None:
     assert (app.conf.task_serializer, app.conf.result_serializer) == ("json", "json")
 
 
+# --- In any project's Celery app ---
+
+
+OURS = [task for name, task in app.tasks.items() if name.startswith("accounts.")]
+
+
+@pytest.mark.parametrize("task", OURS, ids=lambda task: task.name)
+def test_the_options_that_a_task_needs_stand_on_the_task(task: BaseTask) -> None:
+    assert isinstance(task, BaseTask)
+    assert (task.serializer, task.time_limit, task.soft_time_limit) == ("json", 300, 270)
+    # Only the results of slices are read, by the chord that they form.
+    assert task.ignore_result == (task.name != "accounts.expire_slice")
+    assert task.time_limit < app.conf.broker_transport_options["visibility_timeout"]
+
+
+def test_without_a_result_backend_the_slices_run_in_the_task_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Celery, "backend", DisabledBackend(app))
+    accounts_due_by_the_real_clock(5)
+
+    tasks.expire_trials(batch_size=2)
+
+    run = ExpiryRun.objects.get()
+    assert (run.status, run.slice_count, run.expired_count) == (ExpiryRun.Status.SUCCEEDED, 3, 5)
+
+
+# --- Arguments ---
+
+NUMBER = "must be a whole number from 1 to 2147483647, not"
+KEY = "must be the key of an account, not"
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "says"),
+    [
+        (tasks.expire_trials, {"batch_size": 0}, f"batch_size {NUMBER} 0. Nothing was changed."),
+        (tasks.expire_trials, {"batch_size": -1}, f"batch_size {NUMBER} -1."),
+        (tasks.expire_trials, {"batch_size": "5"}, f"batch_size {NUMBER} '5'."),
+        (tasks.expire_trials, {"batch_size": 1.5}, f"batch_size {NUMBER} 1.5."),
+        (tasks.expire_trials, {"batch_size": True}, f"batch_size {NUMBER} True."),
+        (tasks.expire_trials, {"batch_size": None}, f"batch_size {NUMBER} None."),
+        (tasks.expire_trials, {"batch_size": 10**30}, f"batch_size {NUMBER} 1000"),
+        (tasks.expire_trials, {"batch_size": float("nan")}, f"batch_size {NUMBER} nan."),
+        (tasks.expire_trials, {"batch_size": [1]}, f"batch_size {NUMBER} [1]."),
+        (tasks.expire_trials, {"max_accounts": 0}, f"max_accounts {NUMBER} 0."),
+        (tasks.expire_trials, {"max_accounts": "all"}, f"max_accounts {NUMBER} 'all'."),
+        (tasks.expire_trials, {"bach_size": 5}, "got an unexpected keyword argument 'bach_size'."),
+        (tasks.expire_slice, {"first": 1, "last": 2}, "missing a required argument: 'run_id'."),
+        (tasks.expire_slice, {"run_id": 1}, "missing a required argument: 'first'."),
+        (tasks.expire_slice, {"run_id": "x", "first": 1, "last": 2}, f"run_id {NUMBER} 'x'."),
+        (tasks.expire_slice, {"run_id": 404, "first": 1, "last": 2}, "There is no run 404: it was deleted, or pruned."),
+        (tasks.expire_slice, {"run_id": None, "first": 1, "last": 2}, f"run_id {NUMBER} None."),
+        (tasks.finish_run, {}, "missing a required argument: 'run_id'."),
+        (tasks.finish_run, {"run_id": 0}, f"run_id {NUMBER} 0."),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused_in_a_sentence(task: BaseTask, arguments: dict[str, Any], says: str) -> None:
+    accounts_due_by_the_real_clock(1)
+
+    with pytest.raises(WrongArguments, match=re.escape(says)):
+        task(**arguments)
+
+    assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 0
+    assert not ExpiryRun.objects.exists()
+
+
+@pytest.mark.parametrize("key", [None, "x", [], {}, float("inf"), float("nan")], ids=str)
+def test_a_slice_that_begins_or_ends_at_no_key_is_refused(key: Any) -> None:
+    accounts_due_by_the_real_clock(1)
+    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now(), cutoff=timezone.now())
+
+    for name in ("first", "last"):
+        with pytest.raises(WrongArguments, match=re.escape(f"{name} {KEY} {key!r}. Nothing was changed.")):
+            tasks.expire_slice(**{"run_id": run.pk, "first": 1, "last": 10**6, name: key})
+
+    assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 0
+
+
+def test_positional_arguments_are_refused() -> None:
+    with pytest.raises(WrongArguments, match="too many positional arguments"):
+        tasks.expire_trials(5)
+
+
 # --- Worker and beat ---
 
 
-def test_beat_picks_the_schedule_up_from_the_database_and_several_slices_go_out_as_a_chord(
-    celery: Process, tick: PeriodicTask, tmp_path: Path
-) -> None:
+def test_a_tick_of_beat_expires_many_slices_as_a_chord(celery: Process, tick: PeriodicTask, tmp_path: Path) -> None:
     accounts_due_by_the_real_clock(200)
     tick.crontab, tick.interval = None, IntervalSchedule.objects.create(every=1, period=IntervalSchedule.SECONDS)
     tick.kwargs, tick.one_off = '{"batch_size": 3}', True
@@ -112,30 +198,43 @@ def test_beat_picks_the_schedule_up_from_the_database_and_several_slices_go_out_
     assert "Connection to broker lost" not in (tmp_path / "worker.log").read_text()
 
 
-def test_a_worker_runs_a_single_slice_in_the_task_itself_and_the_fuse_fails_the_task_which_says_why(
+def test_a_single_slice_needs_no_chord_and_what_is_refused_is_one_line(
     celery: Process, send: Send, tmp_path: Path
 ) -> None:
-    with celery("worker", "--concurrency=1", TRIAL_EXPIRY_MAX="2"):
+    log = tmp_path / "worker.log"
+    with celery("worker", "--concurrency=1", "--loglevel=INFO", TRIAL_EXPIRY_MAX="2"):
         accounts_due_by_the_real_clock(2)
         task = send("accounts.expire_trials")
         run = wait_for("the run to be closed", closed_run)
 
         accounts_due_by_the_real_clock(3)
         send("accounts.expire_trials")
+        send("accounts.expire_trials", kwargs={"batch_size": 0})
+        send("accounts.expire_slice", kwargs={"run_id": 404, "first": 1, "last": 2})
+        send("accounts.expire_slice", kwargs={"run_id": [1]})
         refused = wait_for("the refusal", ExpiryRun.objects.filter(status=ExpiryRun.Status.REFUSED).first)
-        log = tmp_path / "worker.log"
-        wait_for("the worker to say so", lambda: "TooManyDue" in log.read_text())
+        running = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now(), cutoff=timezone.now())
+        send("accounts.expire_slice", kwargs={"run_id": running.pk, "first": "x", "last": 2})
+        failed = wait_for("its run to fail", ExpiryRun.objects.filter(status=ExpiryRun.Status.FAILED).first)
 
     assert (run.path, run.status, run.task_id) == (ExpiryRun.Path.CELERY, ExpiryRun.Status.SUCCEEDED, task.id)
     assert (run.slice_count, run.expired_count) == (1, 2)
     assert (refused.due_count, refused.expired_count) == (3, 0)
-    assert "Refused: 3 accounts are due and at most 2 may expire in one run." in log.read_text()
+    assert failed.error == f"WrongArguments: first {KEY} 'x'. Nothing was changed."
+    reasons = re.findall(r' task_refused .* error="(.*)"', log.read_text())
+    assert reasons.pop(0).startswith("Refused: 3 accounts are due and at most 2 may expire in one run.")
+    assert reasons == [
+        f"batch_size {NUMBER} 0. Nothing was changed.",
+        "There is no run 404: it was deleted, or pruned. Nothing was changed.",
+        "The arguments of the task are wrong: missing a required argument: 'first'. Nothing was changed.",
+        f"first {KEY} 'x'. Nothing was changed.",
+    ]
+    assert "Retry in" not in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize("role", ["worker", "beat"])
-def test_worker_and_beat_refuse_to_start_with_a_wrong_setting_and_name_it(
-    celery: Process, role: str, tmp_path: Path
-) -> None:
+def test_worker_and_beat_end_with_a_wrong_setting_and_name_it(celery: Process, role: str, tmp_path: Path) -> None:
     with celery(role, TRIAL_GRACE_DAYS="-1") as process:
         assert process.wait(30) != 0
 
