@@ -42,7 +42,8 @@ class Consumer(CeleryConsumer):
         try:
             super().start()
         except self.channel_errors as refusal:
-            logger.critical("The broker refuses to work with this worker: %s", refusal)
+            why = str(refusal).rpartition(" caused error: ")[2]  # without the command, which may hold a message
+            logger.critical("The broker refuses to work with this worker: %s", why)
             raise WorkerShutdown(1) from None
 
     def connect(self) -> Any:

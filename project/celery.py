@@ -7,7 +7,7 @@ from typing import Any
 import django
 from celery import Celery
 from celery.loaders.app import AppLoader
-from celery.signals import after_setup_logger, after_setup_task_logger
+from celery.signals import after_setup_logger, after_setup_task_logger, beat_init
 from django.conf import settings
 
 from project.start import one_line
@@ -44,3 +44,20 @@ def log_as_told(logger: logging.Logger, **_: Any) -> None:
 
         for handler in logger.handlers:
             handler.setFormatter(JsonLines())
+
+
+@beat_init.connect
+def log_broker_errors_of_beat_in_one_line(**_: Any) -> None:
+    """By itself beat logs a tick that the broker did not take with a hundred lines of stack, at every tick."""
+    logging.getLogger("celery.beat").addFilter(without_stack)
+
+
+def without_stack(record: logging.LogRecord) -> bool:
+    """Make the record of a broker's error one line; a filter, which keeps every record."""
+    from celery.beat import SchedulingError
+    from kombu.exceptions import KombuError
+    from redis.exceptions import RedisError  # here, because to import redis would slow the command
+
+    if record.exc_info and isinstance(record.exc_info[1], SchedulingError | KombuError | RedisError | OSError):
+        record.msg, record.args, record.exc_info = record.getMessage().partition("\n")[0], (), None
+    return True
