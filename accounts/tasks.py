@@ -38,8 +38,8 @@ def expire_trials(self: BaseTask, *, batch_size: int = services.BATCH_SIZE, max_
 def run_on_workers(run: ExpiryRun, slices: Sequence[Slice]) -> None:
     """Run a single slice here; several as tasks on whichever worker is free, closed by ``finish_run``.
 
-    One message for each slice. It costs about a tenth of the slice's work, and several slices in a message made a
-    backlog of MEASURED.
+    One message for each slice. Four in a message, measured on 64 slices, took a tenth less processor time, and needed a
+    rule for the neighbours of a slice that kills its process.
     """
     # Without a result backend nobody would know when all slices are done.
     if len(slices) <= 1 or isinstance(current_app.backend, DisabledBackend):

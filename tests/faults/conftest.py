@@ -1,7 +1,8 @@
 """What fault tests share: customers, a gate that holds a slice at a known point, and the check each test ends in."""
 
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from accounts import ledger
 from accounts.models import Account, ExpiryRun, Notice
 from sandbox.servers import wait_for
-from tests.conftest import Send
+from tests.conftest import Process, Send
 from tests.factories import make_accounts
 from tests.test_concurrency import trigger_on_update
 
@@ -143,6 +144,33 @@ def gate_before(row: Account | Notice, hold: str = Gate.HOLD) -> Iterator[Gate]:
         psycopg.connect(**connection.get_connection_params(), autocommit=True) as owner,
     ):
         yield Gate(owner)
+
+
+@dataclass(frozen=True)
+class HeldRun:
+    """A run of three slices by one worker process: the first is done, the second is held, the third is queued."""
+
+    worker: subprocess.Popen[bytes]
+    gate: Gate
+    task_id: str
+    log: Path
+
+
+Hold = Callable[..., AbstractContextManager[HeldRun]]
+
+
+@pytest.fixture
+def held_run(customers: Customers, celery: Process, tick: Tick, tmp_path: Path) -> Hold:
+    """Start such a run, by a worker with the arguments that are given."""
+
+    @contextmanager
+    def hold(*arguments: str) -> Iterator[HeldRun]:
+        with gate_before(customers.due[2]) as gate, celery("worker", "--concurrency=1", *arguments) as worker:
+            task_id = tick.send()
+            gate.wait_until_held()
+            yield HeldRun(worker, gate, task_id, tmp_path / "worker.log")
+
+    return hold
 
 
 def wait_for_line(log: Path, text: str, *, seconds: float = 30) -> None:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(tr
 ROUNDS, EACH = 10, 200
 
 
-def test_command_and_celery_started_at_the_same_moment_share_the_work_and_expire_nothing_twice(
+def test_command_and_celery_started_at_one_moment_expire_nothing_twice(
     celery: Process, send: Send, tick: Tick, manage_py: ManagePy
 ) -> None:
     with celery("worker", "--concurrency=2"), ThreadPoolExecutor() as cron:

@@ -22,8 +22,8 @@ from sandbox.servers import free_port, wait_for
 from tests.conftest import Process
 from tests.faults.conftest import (
     Customers,
+    Hold,
     Tick,
-    gate_before,
     run_that_succeeds,
     ticks_every_second,
     wait_for_line,
@@ -52,34 +52,28 @@ def broker(server: ValkeyServer) -> str:
     return f"redis://127.0.0.1:{server.port}/0"
 
 
-def test_a_broker_restarted_with_its_data_in_the_middle_of_a_run_costs_nothing(
-    customers: Customers, celery: Process, tick: Tick, server: ValkeyServer
+def test_a_broker_restarted_with_its_data_in_mid_run_costs_nothing(
+    customers: Customers, held_run: Hold, tick: Tick, server: ValkeyServer
 ) -> None:
-    with celery("worker", "--concurrency=1"):
-        with gate_before(customers.due[2]) as gate:
-            task_id = tick.send()
-            gate.wait_until_held()
-            server.terminate()
-            gate.open()
-            server.start()
+    with held_run() as held:
+        server.terminate()
+        held.gate.open()
+        server.start()
 
-            run = run_that_succeeds(task_id)
+        run = run_that_succeeds(held.task_id)
         assert run.expired_count == 6
         customers.assert_settled_by(tick)
 
 
-def test_a_broker_restarted_without_its_data_costs_no_more_than_the_wait_for_the_next_tick(
-    customers: Customers, celery: Process, tick: Tick, server: ValkeyServer
+def test_a_broker_restarted_without_its_data_costs_a_wait_for_the_next_tick(
+    customers: Customers, held_run: Hold, tick: Tick, server: ValkeyServer
 ) -> None:
-    with celery("worker", "--concurrency=1"):
-        with gate_before(customers.due[2]) as gate:
-            tick.send()
-            gate.wait_until_held()
-            server.terminate()
-            shutil.rmtree(server.data_dir)
-            server.data_dir.mkdir()
-            gate.open()
-            server.start()
+    with held_run() as held:
+        server.terminate()
+        shutil.rmtree(server.data_dir)
+        server.data_dir.mkdir()
+        held.gate.open()
+        server.start()
 
         customers.assert_settled_by(tick)
 
@@ -113,7 +107,7 @@ def test_beat_and_worker_go_on_after_the_broker_was_frozen(
         customers.assert_settled_by(tick)
 
 
-def test_a_worker_that_could_not_acknowledge_to_a_frozen_broker_takes_messages_again(
+def test_a_worker_that_could_not_acknowledge_takes_messages_again(
     customers: Customers, celery: Process, tick: Tick, server: ValkeyServer, tmp_path: Path
 ) -> None:
     run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now())

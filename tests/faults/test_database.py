@@ -17,6 +17,7 @@ from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process
 from tests.faults.conftest import (
     Customers,
+    Hold,
     Tick,
     gate_before,
     run_that_succeeds,
@@ -95,23 +96,19 @@ def customers(postgres: Postgres) -> Customers:
     return Customers(due=6)
 
 
-def test_a_slice_cut_off_by_a_crash_of_postgresql_is_tried_again_and_its_run_succeeds(
-    customers: Customers, celery: Process, tick: Tick, postgres: Postgres
+def test_a_slice_that_a_crash_of_postgresql_cut_off_is_retried(
+    customers: Customers, held_run: Hold, tick: Tick, postgres: Postgres
 ) -> None:
-    with celery("worker", "--concurrency=1"):
-        with gate_before(customers.due[2]) as gate:
-            task_id = tick.send()
-            gate.wait_until_held()
-            postgres.crash()
-            postgres.start()
+    with held_run() as held:
+        postgres.crash()
+        postgres.start()
 
-            run = run_that_succeeds(task_id)
-
+        run = run_that_succeeds(held.task_id)
         assert run.expired_count == 6
         customers.assert_settled_by(tick)
 
 
-def test_a_command_cut_off_by_a_crash_of_postgresql_fails_and_the_next_takes_the_rest(
+def test_a_command_that_a_crash_cut_off_fails_and_the_next_takes_the_rest(
     customers: Customers, postgres: Postgres, manage_py: ManagePy
 ) -> None:
     with ThreadPoolExecutor() as cron, gate_before(customers.due[2]) as gate:
@@ -128,7 +125,7 @@ def test_a_command_cut_off_by_a_crash_of_postgresql_fails_and_the_next_takes_the
     customers.assert_settled_by(lambda: manage_py("expire_trials"))
 
 
-def test_a_tick_that_finds_no_postgresql_is_tried_again_until_it_is_back(
+def test_a_tick_that_finds_no_postgresql_is_retried_until_it_is_back(
     customers: Customers, celery: Process, tick: Tick, postgres: Postgres, tmp_path: Path
 ) -> None:
     with celery("worker", "--concurrency=1", "--loglevel=info"):
@@ -142,7 +139,7 @@ def test_a_tick_that_finds_no_postgresql_is_tried_again_until_it_is_back(
         customers.assert_settled_by(tick)
 
 
-def test_a_tick_that_never_finds_postgresql_fails_loudly_and_the_next_does_the_work(
+def test_a_tick_that_never_finds_postgresql_fails_and_the_next_does_the_work(
     customers: Customers, celery: Process, tick: Tick, postgres: Postgres, tmp_path: Path
 ) -> None:
     with celery("worker", "--concurrency=1"):
@@ -155,7 +152,7 @@ def test_a_tick_that_never_finds_postgresql_fails_loudly_and_the_next_does_the_w
         customers.assert_settled_by(tick)
 
 
-def test_beat_goes_on_after_a_crash_of_postgresql_and_reads_its_schedule_again(
+def test_beat_goes_on_after_a_crash_of_postgresql_and_reads_its_schedule(
     customers: Customers, celery: Process, tick: Tick, postgres: Postgres, tmp_path: Path
 ) -> None:
     entry = ticks_every_second(kwargs='{"max_accounts": 1}')  # which is refused
@@ -171,7 +168,7 @@ def test_beat_goes_on_after_a_crash_of_postgresql_and_reads_its_schedule_again(
         customers.assert_settled_by(tick)
 
 
-def test_a_beat_that_finds_no_postgresql_at_its_start_ends_with_an_error_for_whoever_restarts_it(
+def test_a_beat_that_finds_no_postgresql_at_its_start_ends_with_an_error(
     customers: Customers, celery: Process, tick: Tick, postgres: Postgres, tmp_path: Path
 ) -> None:
     ticks_every_second()

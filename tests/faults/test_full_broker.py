@@ -9,7 +9,7 @@ import redis
 
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process
-from tests.faults.conftest import Customers, Tick, gate_before, ticks_every_second, wait_for_line
+from tests.faults.conftest import Customers, Hold, Tick, ticks_every_second, wait_for_line
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
@@ -47,16 +47,13 @@ def test_a_full_broker_is_told_in_a_line_and_costs_no_more_than_ticks(
 
 
 def test_a_worker_whose_broker_fills_up_ends_with_a_line(
-    customers: Customers, celery: Process, tick: Tick, broker: str, tmp_path: Path
+    customers: Customers, celery: Process, held_run: Hold, tick: Tick, broker: str
 ) -> None:
-    with celery("worker", "--concurrency=1") as worker, gate_before(customers.due[2]) as gate:
-        tick.send()
-        gate.wait_until_held()  # another slice is in the queue
-        with full(broker):
-            gate.open()
-            assert worker.wait(30) == 1
+    with held_run() as held, full(broker):
+        held.gate.open()
+        assert held.worker.wait(30) == 1
     # The process in the slice could not store its result either, which Celery logs with a traceback.
-    last = (tmp_path / "worker.log").read_text().splitlines()[-1]
+    last = held.log.read_text().splitlines()[-1]
     assert last.endswith(f"The broker refuses to work with this worker: {REFUSAL}.")
 
     with celery("worker", "--concurrency=1"):

@@ -1,4 +1,4 @@
-"""Messages doubled, late, piled up, poisoned, and lost."""
+"""Messages doubled, late, piled up, and lost."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +13,7 @@ from django.utils import timezone
 from accounts.models import ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import Process
-from tests.faults.conftest import Customers, Tick, gate_before, ticks_every_second, wait_for_line
+from tests.faults.conftest import Customers, Hold, Tick, gate_before, ticks_every_second, wait_for_line
 from tests.test_concurrency import trigger_on_update
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
@@ -69,7 +69,7 @@ def test_a_tick_and_slices_delivered_twice_expire_nothing_twice(
         customers.assert_settled_by(tick)
 
 
-def test_a_message_that_outlives_its_tick_is_dropped_and_the_next_tick_does_the_work(
+def test_a_message_that_outlives_its_tick_is_dropped(
     customers: Customers, celery: Process, tick: Tick, messages: redis.Redis, tmp_path: Path
 ) -> None:
     ticks_every_second(expire_seconds=1, one_off=True)
@@ -84,7 +84,7 @@ def test_a_message_that_outlives_its_tick_is_dropped_and_the_next_tick_does_the_
         customers.assert_settled_by(tick)
 
 
-def test_ten_ticks_piled_up_while_no_worker_was_there_expire_nothing_twice(
+def test_ten_ticks_that_wait_for_a_worker_expire_nothing_twice(
     customers: Customers, celery: Process, tick: Tick
 ) -> None:
     for _ in range(10):
@@ -96,7 +96,7 @@ def test_ten_ticks_piled_up_while_no_worker_was_there_expire_nothing_twice(
         customers.assert_settled_by(tick)
 
 
-def test_a_slice_that_fails_for_good_fails_its_run_and_keeps_what_the_others_did(
+def test_a_slice_that_fails_for_good_fails_its_run_and_the_others_are_done(
     customers: Customers, celery: Process, tick: Tick
 ) -> None:
     with celery("worker", "--concurrency=1"):
@@ -109,16 +109,13 @@ def test_a_slice_that_fails_for_good_fails_its_run_and_keeps_what_the_others_did
         customers.assert_settled_by(tick)
 
 
-def test_a_run_whose_results_were_lost_before_the_chord_closed_is_not_left_running(
-    customers: Customers, celery: Process, tick: Tick, messages: redis.Redis
+def test_a_run_whose_results_were_lost_is_not_left_running(
+    customers: Customers, held_run: Hold, tick: Tick, messages: redis.Redis
 ) -> None:
-    with celery("worker", "--concurrency=1"):
-        with gate_before(customers.due[2]) as gate:
-            task_id = tick.send()
-            gate.wait_until_held()
-            assert messages.delete(*messages.scan_iter("celery-task*"))
-            gate.open()
-            run = wait_for("every slice", ExpiryRun.objects.filter(task_id=task_id, expired_count=6).first)
+    with held_run() as held:
+        assert messages.delete(*messages.scan_iter("celery-task*"))
+        held.gate.open()
+        run = wait_for("every slice", ExpiryRun.objects.filter(task_id=held.task_id, expired_count=6).first)
 
         assert run.status == ExpiryRun.Status.RUNNING
         customers.assert_settled_by(tick)
