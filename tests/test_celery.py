@@ -242,6 +242,19 @@ def test_worker_and_beat_end_with_a_wrong_setting_and_name_it(celery: Process, r
     assert "TRIAL_GRACE_DAYS is -1; it must be a whole number of days, 0 to 3650." in log
 
 
+@pytest.mark.parametrize("role", ["worker", "beat"])
+def test_worker_and_beat_end_with_a_broker_that_celery_does_not_know(
+    celery: Process, role: str, tmp_path: Path
+) -> None:
+    with celery(role, CELERY_BROKER_URL="kafkaesque://:S3CRET@h/0") as process:
+        assert process.wait(30) != 0
+
+    log = (tmp_path / f"{role}.log").read_text()
+    assert "CELERY_BROKER_URL has a scheme that Celery lacks here." in log
+    assert "Traceback" not in log
+    assert "S3CRET" not in log
+
+
 @pytest.mark.faults
 def test_a_probe_tells_a_living_worker_and_beat_from_dead_ones(celery: Process, tmp_path: Path) -> None:
     host = socket.gethostname()
