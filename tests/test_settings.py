@@ -25,6 +25,7 @@ from django.test import override_settings
 from pytest_django import Settings
 
 from accounts import defaults
+from accounts.base_tasks import BaseTask
 from accounts.checks import RULES, require_valid_settings
 from project import environment
 from project.celery import app
@@ -544,4 +545,4 @@ def test_all_wrong_settings_stand_in_one_line(settings: Settings) -> None:
 
 def test_celery_gives_up_on_a_silent_broker_within_bounded_time() -> None:
     assert app.conf.broker_transport_options["socket_timeout"] > 0
-    assert app.conf.task_time_limit < app.conf.visibility_timeout
+    assert BaseTask.time_limit < app.conf.visibility_timeout
