@@ -15,6 +15,7 @@ from django_celery_beat.models import PeriodicTask
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import ledger, notices, services, tasks
+from accounts.base_tasks import WrongArguments
 from accounts.models import ExpiryRun, Notice
 from project.celery import app
 from sandbox.mail_server import Mailbox, mail_server
@@ -130,21 +131,24 @@ def test_a_delivery_goes_on_until_its_tick_is_over_or_nothing_is_left(
     assert len(mailbox.mails) == 2
 
 
+NUMBER = "must be a whole number from 1 to 2147483647, not"
+
+
 @pytest.mark.parametrize(
     ("task", "arguments", "message"),
     [
-        (tasks.deliver_notices, {"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0."),
-        (tasks.deliver_notices, {"batch_size": -5}, "batch_size must be a whole number of at least 1, not -5."),
-        (tasks.deliver_notices, {"batch_size": "x"}, "batch_size must be a whole number of at least 1, not 'x'."),
-        (tasks.send_trial_notices, {"concurrency": 0}, "concurrency must be a whole number of at least 1, not 0."),
-        (tasks.send_trial_notices, {"batch_size": 1.5}, "batch_size must be a whole number of at least 1, not 1.5."),
-        (tasks.send_trial_notices, {"max_notices": 0}, "max_notices must be a whole number of at least 1, not 0."),
+        (tasks.deliver_notices, {"batch_size": 0}, f"batch_size {NUMBER} 0. Nothing was changed."),
+        (tasks.deliver_notices, {"batch_size": -5}, f"batch_size {NUMBER} -5. Nothing was changed."),
+        (tasks.deliver_notices, {"batch_size": "x"}, f"batch_size {NUMBER} 'x'. Nothing was changed."),
+        (tasks.send_trial_notices, {"concurrency": 0}, f"concurrency {NUMBER} 0. Nothing was changed."),
+        (tasks.send_trial_notices, {"batch_size": 1.5}, f"batch_size {NUMBER} 1.5. Nothing was changed."),
+        (tasks.send_trial_notices, {"max_notices": 0}, f"max_notices {NUMBER} 0. Nothing was changed."),
     ],
 )
 def test_a_wrong_argument_fails_a_task_once_with_a_sentence(task: Any, arguments: dict[str, Any], message: str) -> None:
     result = task.apply(kwargs=arguments)
 
-    assert (result.state, type(result.result), str(result.result)) == ("FAILURE", ValueError, message)
+    assert (result.state, type(result.result), str(result.result)) == ("FAILURE", WrongArguments, message)
 
 
 @pytest.mark.django_db
