@@ -1,5 +1,7 @@
 """What fault tests share: customers, a gate that holds a slice at a known point, and the check each test ends in."""
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -144,6 +146,23 @@ def gate_before(row: Account | Notice, hold: str = Gate.HOLD) -> Iterator[Gate]:
         psycopg.connect(**connection.get_connection_params(), autocommit=True) as owner,
     ):
         yield Gate(owner)
+
+
+ANOTHER = ("worker", "--concurrency=1", "--hostname=another@%h")
+"""A worker that takes the place of a killed one."""
+
+REDELIVER_AT_ONCE = (
+    "--",
+    'broker.transport_options=(json){"visibility_timeout": 1, "unacked_restore_interval": 1,'
+    ' "unacked_restore_throttle": 1}',
+)
+"""Arguments of a worker that hands out again what nobody has acknowledged for a second."""
+
+
+def kill(worker: subprocess.Popen[bytes]) -> None:
+    """Kill a worker with all its processes."""
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
 
 
 @dataclass(frozen=True)

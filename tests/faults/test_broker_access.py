@@ -1,10 +1,7 @@
 """The broker's user in docker-compose.yml may do all that worker and beat need, in a fault too, and nothing else."""
 
-import os
 import re
-import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -12,8 +9,16 @@ from django.conf import settings
 
 from sandbox import servers
 from tests.conftest import Process
-from tests.faults.conftest import Customers, Tick, gate_before, run_that_succeeds, ticks_every_second
-from tests.faults.test_workers import ANOTHER, ONE_PROCESS
+from tests.faults.conftest import (
+    ANOTHER,
+    REDELIVER_AT_ONCE,
+    Customers,
+    Hold,
+    Tick,
+    kill,
+    run_that_succeeds,
+    ticks_every_second,
+)
 
 pytestmark = [pytest.mark.faults, pytest.mark.django_db(transaction=True)]
 
@@ -45,25 +50,21 @@ def empty_broker(broker: str) -> str:
 
 
 def test_worker_beat_and_probe_are_denied_nothing_on_a_locked_broker(
-    administrator: redis.Redis, customers: Customers, celery: Process, tick: Tick, tmp_path: Path
+    administrator: redis.Redis, customers: Customers, celery: Process, held_run: Hold, tick: Tick
 ) -> None:
-    a_moment = '{"visibility_timeout": 1, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}'
     ticks_every_second()
-    with gate_before(customers.due[2]) as gate:
-        with celery(*ONE_PROCESS) as worker:
-            task_id = tick.send()
-            gate.wait_until_held()
-            os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
-        gate.open()
+    with held_run() as held:
+        kill(held.worker)
+        held.gate.open()
 
-        with celery(*ANOTHER, "--", f"broker.transport_options=(json){a_moment}"), celery("beat"):
-            assert run_that_succeeds(task_id).expired_count == 6  # a message that was held, a chord and its results
+        with celery(*ANOTHER, *REDELIVER_AT_ONCE), celery("beat"):
+            # a message that was held, a chord and its results
+            assert run_that_succeeds(held.task_id).expired_count == 6
             with celery("inspect", "ping", "--timeout=5") as probe:
                 probe.wait(30)
             customers.assert_settled_by(tick)
 
-    assert "2 nodes online" in (tmp_path / "inspect.log").read_text()
+    assert "2 nodes online" in held.log.with_name("inspect.log").read_text()
     assert administrator.acl_log() == []
 
 

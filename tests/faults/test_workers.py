@@ -1,6 +1,5 @@
 """Workers killed and stopped in the middle of a run."""
 
-import os
 import signal
 import subprocess
 
@@ -12,22 +11,24 @@ from accounts.base_tasks import RunTask
 from accounts.models import ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import Process
-from tests.faults.conftest import Customers, Hold, Tick, run_that_succeeds, wait_for_line
+from tests.faults.conftest import (
+    ANOTHER,
+    REDELIVER_AT_ONCE,
+    Customers,
+    Hold,
+    Tick,
+    kill,
+    run_that_succeeds,
+    wait_for_line,
+)
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
-
-ANOTHER = ("worker", "--concurrency=1", "--hostname=another@%h")
 
 
 def kill_the_process_inside_the_slice(worker: subprocess.Popen[bytes]) -> None:
     (child,) = psutil.Process(worker.pid).children()
     child.kill()
     child.wait(10)
-
-
-def kill(worker: subprocess.Popen[bytes]) -> None:
-    os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
 
 
 def test_a_slice_whose_process_is_killed_is_retried_and_its_run_succeeds(
@@ -77,12 +78,11 @@ def test_the_next_tick_takes_over_from_a_worker_killed_with_slices_queued(
 def test_slices_of_a_killed_worker_are_redelivered_to_another(
     customers: Customers, celery: Process, held_run: Hold, tick: Tick
 ) -> None:
-    a_moment = '{"visibility_timeout": 1, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}'
     with held_run() as held:
         kill(held.worker)
         held.gate.open()
 
-        with celery(*ANOTHER, "--", f"broker.transport_options=(json){a_moment}"):
+        with celery(*ANOTHER, *REDELIVER_AT_ONCE):
             run = run_that_succeeds(held.task_id)
 
             assert run.expired_count == 6
