@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Task
 from celery.signals import beat_init, task_failure, worker_init
-from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 
 from accounts import ledger
+from accounts.checks import require_valid_settings
 from accounts.log import Fields
 from accounts.services import RunRefused
 
@@ -115,6 +116,7 @@ def refuse_to_start_misconfigured(**_: Any) -> None:
     Raises:
         SystemExit: naming every setting that is wrong.
     """
-    errors = [check for check in run_checks(tags=["accounts"]) if check.is_serious() and not check.is_silenced()]
-    if errors:
-        raise SystemExit(" ".join(f"({error.id}) {error.msg}" for error in errors))
+    try:
+        require_valid_settings()
+    except ImproperlyConfigured as error:
+        raise SystemExit(str(error)) from None
