@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 import redis
 from celery.result import AsyncResult
@@ -24,6 +25,7 @@ from pytest_django import Settings
 from project.celery import app
 from sandbox import servers
 from sandbox.mail_server import Mailbox, mail_server
+from tests.locks import Sql
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -162,3 +164,11 @@ def mailbox(settings: Settings) -> Iterator[Mailbox]:
         settings.EMAIL_HOST, settings.EMAIL_PORT = mailbox.host, mailbox.port
         settings.DEFAULT_FROM_EMAIL = "Trials <trials@example.com>"
         yield mailbox
+
+
+@pytest.fixture
+def other() -> Iterator[Sql]:
+    """A second connection to the tests' database, in a transaction that is rolled back unless it commits."""
+    with psycopg.connect(**connection.get_connection_params()) as second:
+        yield second
+        second.rollback()

@@ -22,12 +22,12 @@ from accounts.admin.accounts import AccountAdmin
 from accounts.admin.lists import CappedPaginator
 from accounts.models import Account, ExpiryRun, Notice
 from tests.factories import AccountFactory, NoticeFactory, UserFactory, fill_tables
+from tests.runs import DAY
 from users.models import User
 
 pytestmark = pytest.mark.django_db
 
 ACCOUNTS, RUNS, NOTICES = (f"/admin/accounts/{model}/" for model in ("account", "expiryrun", "notice"))
-DAY = timedelta(days=1)
 MODELS: dict[str, type[Model]] = {"account": Account, "expiryrun": ExpiryRun, "notice": Notice, "user": User}
 
 Staff = Callable[..., Client]

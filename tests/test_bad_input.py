@@ -18,10 +18,10 @@ from pytest_django import Settings
 from accounts.models import Account, ExpiryRun, Notice
 from tests.conftest import ManagePy
 from tests.factories import make_accounts
+from tests.runs import DAY
 
 pytestmark = pytest.mark.django_db
 
-DAY = timedelta(days=1)
 
 Row = tuple[str, str, int]
 

@@ -151,7 +151,7 @@ KEY = "must be the key of an account, not"
         (tasks.finish_run, {}, "missing a required argument: 'run_id'."),
         (tasks.finish_run, {"run_id": 0}, f"run_id {NUMBER} 0."),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_wrong_arguments_are_refused_in_a_sentence(task: BaseTask, arguments: dict[str, Any], says: str) -> None:
     accounts_due_by_the_real_clock(1)

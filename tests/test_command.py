@@ -1,6 +1,5 @@
 """``./manage.py expire_trials``: its words, its options, its exit codes, and that it needs no broker."""
 
-import inspect
 import logging
 import os
 import signal
@@ -26,13 +25,10 @@ from accounts.models import Account, ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy
 from tests.factories import AccountFactory, make_accounts
-from tests.test_concurrency import Sql, meanwhile, other, trigger_on_update, wait_until_blocked
-
-__all__ = ["other"]  # a fixture
+from tests.locks import Sql, meanwhile, trigger_on_update, wait_until_blocked
+from tests.runs import DAY
 
 pytestmark = pytest.mark.django_db
-
-DAY = timedelta(days=1)
 
 
 def run(*arguments: str, **options: Any) -> str:
@@ -270,24 +266,6 @@ def test_repeatable_read_as_the_role_s_default_expires_all_but_who_pays(
     assert "slice_retried" in caplog.text
     assert "sqlstate=40001" in caplog.text
     assert ExpiryRun.objects.get().accounts.count() == 2
-
-
-def test_from_handle_to_the_update_are_at_most_seven_frames() -> None:
-    def see(execute: Any, sql: str, *more: Any) -> Any:
-        if sql.startswith('UPDATE "accounts_account"'):
-            ours = [frame.function for frame in inspect.stack() if "/accounts/" in frame.filename]
-            seen.append(ours[: ours.index("handle") + 1][::-1])
-        return execute(sql, *more)
-
-    seen: list[list[str]] = []
-    accounts_due_by_the_real_clock(1)
-
-    with connection.execute_wrapper(see):
-        run()
-
-    (frames,) = seen
-    assert frames[:3] == ["handle", "expire_trials", "run_in_turn"]
-    assert len(frames) <= 7
 
 
 # --- As cron runs it: a process of its own ---

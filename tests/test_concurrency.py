@@ -1,96 +1,26 @@
 """Runs beside payments, locks, deadlocks and each other, with real connections to a real PostgreSQL."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 from django.db import DatabaseError, connection
 from django.db.models import Sum
 
 from accounts import services
-from accounts.models import Account, ExpiryRun, Notice
+from accounts.models import Account, ExpiryRun
 from accounts.slices import ATTEMPTS, plan
-from sandbox.servers import wait_for
 from tests.factories import AccountFactory, make_accounts
+from tests.locks import Sql, meanwhile, trigger_on_update, wait_until_blocked
+from tests.runs import assert_ledger_is_true, expire
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgres]
-
-Sql = psycopg.Connection[tuple[Any, ...]]
-
-
-@pytest.fixture
-def other() -> Iterator[Sql]:
-    """A second connection to the tests' database, in a transaction that is rolled back unless it commits."""
-    with psycopg.connect(**connection.get_connection_params()) as second:
-        yield second
-        second.rollback()
-
-
-@contextmanager
-def meanwhile(action: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Run ``action`` in a thread with a connection of its own; its result is in the list after the block."""
-    result: list[Any] = []
-
-    def run() -> None:
-        try:
-            result.append(action())
-        except Exception as error:
-            result.append(error)
-        finally:
-            connection.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield result
-    thread.join(30)
-    assert not thread.is_alive()
-
-
-def wait_until_blocked(query: str) -> None:
-    """Wait until a statement that begins with ``query`` waits for somebody's lock."""
-
-    def blocked() -> bool:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s", [f"{query}%"]
-            )
-            return cursor.fetchone() is not None
-
-    wait_for(f"{query} to be blocked", blocked)
-
-
-@contextmanager
-def trigger_on_update(row: Account | Notice, body: str) -> Iterator[None]:
-    """Run ``body`` in the database whenever that row is updated."""
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE FUNCTION trap() RETURNS trigger AS $$ BEGIN {body} RETURN NEW; END $$ LANGUAGE plpgsql")
-        cursor.execute(
-            f"CREATE TRIGGER trap BEFORE UPDATE ON {row._meta.db_table} "
-            f"FOR EACH ROW WHEN (NEW.id = {row.pk}) EXECUTE FUNCTION trap()"
-        )
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("DROP FUNCTION trap CASCADE")
-
-
-def expire(now: datetime, **options: Any) -> ExpiryRun:
-    return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now, **options)
 
 
 def overdue(now: datetime) -> Account:
     return AccountFactory.create(created=now - timedelta(days=90))
-
-
-def assert_ledger_is_true() -> None:
-    counted = ExpiryRun.objects.aggregate(total=Sum("expired_count"))["total"]
-    assert counted == Account.objects.filter(expiry_run__isnull=False).count()
 
 
 def test_several_runs_at_once_expire_every_account_exactly_once(now: datetime) -> None:
@@ -126,7 +56,7 @@ def test_a_payment_under_way_when_its_slice_comes_is_not_expired(
     assert (run[0].status, run[0].expired_count) == (ExpiryRun.Status.SUCCEEDED, 0)
 
 
-def test_a_payment_that_comes_while_its_slice_is_under_way_waits_for_it_and_wins(
+def test_a_payment_during_its_slice_waits_for_the_slice_and_wins(
     now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")

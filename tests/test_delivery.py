@@ -26,8 +26,9 @@ from accounts.models import Account, ExpiryRun, Notice
 from sandbox.mail_server import Mailbox
 from sandbox.servers import wait_for
 from tests.factories import make_accounts
-from tests.test_concurrency import trigger_on_update
-from tests.trials import DAY, HOUR, SECOND, expired, trialing, undo
+from tests.locks import trigger_on_update
+from tests.runs import DAY
+from tests.trials import HOUR, SECOND, expired, trialing, undo
 from users.models import User
 
 pytestmark = pytest.mark.django_db

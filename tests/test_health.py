@@ -2,7 +2,6 @@
 
 from datetime import datetime, timedelta
 from io import StringIO
-from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -17,14 +16,11 @@ from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue
 from tests.conftest import ManagePy
 from tests.factories import AccountFactory
+from tests.runs import expire
 
 pytestmark = pytest.mark.django_db
 
 HOUR = timedelta(hours=1)
-
-
-def expire(now: datetime, **options: Any) -> ExpiryRun:
-    return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now, **options)
 
 
 def check(*arguments: str) -> str:

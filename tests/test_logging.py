@@ -2,7 +2,7 @@
 
 import json
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,9 @@ from project.logging import JsonLines
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
-from tests.test_concurrency import trigger_on_update
-from tests.test_settings import manage
-
-DAY = timedelta(days=1)
-
-
-def expire(now: datetime, **options: Any) -> ExpiryRun:
-    return services.expire_trials(**{"path": ExpiryRun.Path.COMMAND, "now": now, **options})
+from tests.locks import trigger_on_update
+from tests.processes import manage
+from tests.runs import DAY, expire
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:

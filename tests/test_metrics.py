@@ -16,15 +16,11 @@ from accounts.metrics import TrialExpiry
 from accounts.models import Account, ExpiryRun, Notice
 from accounts.services import TooManyDue
 from tests.factories import NoticeFactory, make_accounts
+from tests.runs import DAY, expire
 
 pytestmark = pytest.mark.django_db
 
-DAY = timedelta(days=1)
 TOKEN = "0123456789abcdef"
-
-
-def expire(now: datetime, path: ExpiryRun.Path = ExpiryRun.Path.COMMAND, **options: int) -> ExpiryRun:
-    return services.expire_trials(path=path, now=now, **options)  # type: ignore[arg-type]
 
 
 def metrics(now: datetime) -> CollectorRegistry:
@@ -98,7 +94,7 @@ def test_runs_by_path_and_status_and_when_each_was_last(now: datetime) -> None:
 def test_accounts_expired_and_undone_by_path(now: datetime) -> None:
     make_accounts(3, ended=10 * DAY, now=now)
     services.undo_run(run=expire(now), now=now, by="me")
-    expire(now, ExpiryRun.Path.CELERY)
+    expire(now, path=ExpiryRun.Path.CELERY)
 
     told = metrics(now)
 

@@ -1,6 +1,5 @@
 """``./manage.py send_trial_notices``: its words, its options, its exit codes."""
 
-from datetime import timedelta
 from io import StringIO
 from typing import Any
 
@@ -14,10 +13,9 @@ from accounts.models import ExpiryRun, Notice
 from sandbox.mail_server import Mailbox
 from tests.conftest import ManagePy
 from tests.factories import make_accounts
+from tests.runs import DAY
 
 pytestmark = pytest.mark.django_db
-
-DAY = timedelta(days=1)
 
 
 def run(*arguments: str, **options: Any) -> str:

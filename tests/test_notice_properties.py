@@ -11,9 +11,9 @@ from hypothesis.extra.django import TestCase
 from accounts import delivery, notices, services
 from accounts.models import Account, ExpiryRun
 from tests.factories import AccountFactory
+from tests.runs import DAY
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-DAY = timedelta(days=1)
 
 events = st.one_of(
     st.tuples(st.just("wait"), st.integers(1, 60)),  # hours

@@ -1,7 +1,6 @@
 """The mails by Celery: real worker, broker and mail server; and that nothing runs while they are switched off."""
 
 import importlib
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from sandbox.mail_server import Mailbox, mail_server
 from sandbox.servers import free_port, wait_for
 from tests.conftest import Process, Send
 from tests.factories import make_accounts
+from tests.runs import DAY
 
 migration = importlib.import_module("accounts.beat.migrations.0001_initial")
-
-DAY = timedelta(days=1)
 
 
 def sent() -> int:

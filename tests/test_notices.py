@@ -13,7 +13,8 @@ from accounts.models import Account, ExpiryRun, Notice
 from accounts.notices import Queue
 from sandbox.mail_server import Mailbox
 from tests.factories import AccountFactory, NoticeFactory
-from tests.trials import DAY, HOUR, SECOND, expired, trialing, undo
+from tests.runs import DAY
+from tests.trials import HOUR, SECOND, expired, trialing, undo
 
 pytestmark = pytest.mark.django_db
 

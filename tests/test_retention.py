@@ -9,15 +9,15 @@ from django.db import DatabaseError
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts import ledger, notices, services
+from accounts import ledger, notices
 from accounts.ledger import prune_ledger
 from accounts.models import ExpiryRun, Notice
 from accounts.retention import prune_notices
 from tests.factories import AccountFactory, NoticeFactory, make_accounts
+from tests.runs import DAY, expire
 
 pytestmark = pytest.mark.django_db
 
-DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
 
 
@@ -26,10 +26,6 @@ def run_of(age: timedelta, *, expired_count: int = 0, **fields: Any) -> ExpiryRu
     began = timezone.now() - age
     fields = {"path": "command", "status": "succeeded", "as_of": began, "finished": began, **fields}
     return ExpiryRun.objects.create(expired_count=expired_count, started=began, **fields)
-
-
-def expire(now: datetime) -> ExpiryRun:
-    return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +123,7 @@ def test_a_notice_that_was_never_sent_is_pruned_as_well(status: str) -> None:
     assert prune_notices() == 1
 
 
-def test_a_notice_that_waits_is_not_pruned_nor_one_whose_mail_could_be_owed_again() -> None:
+def test_a_notice_that_waits_or_could_be_owed_again_is_not_pruned() -> None:
     notice_of(400 * DAY, status="pending", sent=None)
     notice_of(400 * DAY, trial_ends_at=timezone.now() + DAY)
     notice_of(400 * DAY, queued=timezone.now() - DAY)

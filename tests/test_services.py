@@ -17,15 +17,11 @@ from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue, WrongClock
 from accounts.slices import Slice
 from tests.factories import AccountFactory, make_accounts
+from tests.runs import DAY, expire
 
 pytestmark = pytest.mark.django_db
 
-DAY = timedelta(days=1)
 LONG_AGO = timedelta(days=90)
-
-
-def expire(now: datetime, **options: object) -> ExpiryRun:
-    return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -121,7 +117,7 @@ def test_a_slice_touches_only_its_own_accounts(now: datetime) -> None:
     assert list(run.accounts.order_by("pk")) == accounts[2:4]
 
 
-def test_an_account_created_after_the_plan_does_not_hide_one_that_was_planned(now: datetime) -> None:
+def test_an_account_created_after_the_plan_hides_none_that_was_planned(now: datetime) -> None:
     def with_a_newcomer(run: ExpiryRun, slices: Sequence[Slice]) -> None:
         AccountFactory.create(created=now)
         services.run_in_turn(run, slices)
@@ -335,7 +331,7 @@ def test_an_account_that_changes_before_its_slice_is_not_expired(
     assert (run.due_count, run.expired_count, last.expiry_run) == (2, 1, None)
 
 
-def test_a_payment_after_the_slice_wins_too_and_the_account_remembers_the_run(now: datetime) -> None:
+def test_a_payment_after_the_slice_wins_and_the_account_keeps_its_run(now: datetime) -> None:
     account = AccountFactory.create(created=now - LONG_AGO)
     run = expire(now)
 
@@ -368,7 +364,7 @@ def test_a_run_that_fails_is_recorded_with_its_error_and_keeps_what_it_did(now: 
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_failure_that_the_database_cannot_be_told_is_logged_and_does_not_hide_itself(
+def test_a_failure_that_cannot_be_recorded_is_logged_and_still_raised(
     now: datetime, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail_and_take_the_database_along(run: ExpiryRun, slices: Sequence[Slice]) -> None:
@@ -403,7 +399,7 @@ def left_to_others(run: ExpiryRun, slices: Sequence[Slice]) -> None:
     """A ``run_slices`` whose slices nobody ever runs."""
 
 
-def test_a_silent_run_is_marked_interrupted_by_the_next_and_its_accounts_are_taken(now: datetime) -> None:
+def test_a_silent_run_is_marked_interrupted_and_its_accounts_are_taken(now: datetime) -> None:
     make_accounts(2, ended=10 * DAY, now=now)
     dead = expire(now, run_slices=left_to_others)
     ExpiryRun.objects.update(heartbeat=dead.heartbeat - ledger.SILENT_FOR)

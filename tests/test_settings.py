@@ -4,12 +4,9 @@ import os
 import re
 import runpy
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +26,7 @@ from accounts.base_tasks import BaseTask
 from accounts.checks import RULES, require_valid_settings
 from project import environment
 from project.celery import app
+from tests.processes import manage, python
 
 PRODUCTION = {
     "DJANGO_DEBUG": "0",
@@ -42,22 +40,6 @@ NOTICES = {
     "DEFAULT_FROM_EMAIL": "Trials <trials@example.com>",
     "SITE_URL": "https://www.example.com",
 }
-
-
-def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Python with nothing in its environment but this."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=django_settings.BASE_DIR,
-        env={"PATH": os.environ["PATH"], "DJANGO_ENV_FILE": os.devnull, **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-manage = partial(python, "manage.py")
 
 
 def test_production_passes_djangos_deployment_checks() -> None:
@@ -479,7 +461,7 @@ def test_the_least_sensible_values_are_accepted(settings: Settings, name: str, v
         ("SITE_URL", "http://localhost:8000"),
     ],
 )
-def test_production_does_not_mail_customers_before_it_was_told_from_whom_where_to_and_by_which_server(
+def test_production_mails_nobody_before_sender_site_and_server_are_set(
     settings: Settings, name: str, value: str | None
 ) -> None:
     settings.TRIAL_NOTICES, settings.DEBUG = True, False
@@ -524,7 +506,7 @@ def test_a_missing_setting_is_not_a_traceback_of_the_command_that_needs_it(setti
         call_command("check_expiry", skip_checks=False)
 
 
-def test_the_defaults_pass_the_checks_in_a_project_that_takes_them_as_they_are(settings: Settings) -> None:
+def test_the_defaults_pass_the_checks_in_a_project_that_takes_them(settings: Settings) -> None:
     for name, value in vars(defaults).items():
         if name.isupper():
             setattr(settings, name, value)

@@ -18,17 +18,10 @@ from accounts.services import TooManyDue, UndoPreview
 from accounts.slices import Slice, plan
 from sandbox.servers import wait_for
 from tests.factories import AccountFactory, make_accounts
-from tests.test_concurrency import Sql, meanwhile, other, trigger_on_update, wait_until_blocked
-
-__all__ = ["other"]  # a fixture
+from tests.locks import Sql, meanwhile, trigger_on_update, wait_until_blocked
+from tests.runs import DAY, assert_ledger_is_true, expire
 
 pytestmark = pytest.mark.django_db
-
-DAY = timedelta(days=1)
-
-
-def expire(now: datetime, **options: Any) -> ExpiryRun:
-    return services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now, **options)
 
 
 def undo(run: ExpiryRun, now: datetime, **options: Any) -> int:
@@ -38,11 +31,6 @@ def undo(run: ExpiryRun, now: datetime, **options: Any) -> int:
 def rows() -> list[Any]:
     """Every column of every account."""
     return list(Account.objects.order_by("pk").values())
-
-
-def assert_ledger_is_true(*, extended: int = 0) -> None:
-    for run in ExpiryRun.objects.all():
-        assert run.expired_count == run.accounts.count() + run.undone_count + extended
 
 
 # --- What an undo does ---
@@ -107,7 +95,7 @@ def test_an_account_that_has_moved_on_since_stays_as_it_is(
     assert rows() == before
 
 
-def test_an_extension_counts_from_the_end_of_the_trial_or_from_now_whichever_is_later(now: datetime) -> None:
+def test_an_extension_counts_from_the_trial_s_end_or_from_now(now: datetime) -> None:
     make_accounts(1, ended=10 * DAY, now=now)
     make_accounts(1, ended=2 * DAY, now=now)
     run = expire(now)
@@ -118,7 +106,7 @@ def test_an_extension_counts_from_the_end_of_the_trial_or_from_now_whichever_is_
     assert ends == [(Account.TRIALING, now + 2 * DAY), (Account.TRIALING, now + 5 * DAY)]
 
 
-def test_without_an_extension_the_next_run_expires_them_again_and_with_one_it_does_not(now: datetime) -> None:
+def test_after_an_undo_only_an_extension_keeps_the_next_run_away(now: datetime) -> None:
     make_accounts(3, ended=10 * DAY, now=now)
     undo(expire(now), now)
 
@@ -191,7 +179,7 @@ def test_a_late_slice_of_a_run_that_is_to_change_nothing_changes_nothing(now: da
     assert run.expired_count == 0
 
 
-def test_a_late_slice_of_a_run_that_is_no_longer_in_the_ledger_changes_nothing(now: datetime) -> None:
+def test_a_late_slice_of_a_run_that_was_deleted_changes_nothing(now: datetime) -> None:
     make_accounts(1, ended=10 * DAY, now=now)
     before = rows()
     gone = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
@@ -487,9 +475,7 @@ def test_a_run_undone_while_the_command_runs_it_ends_the_command_in_error(monkey
 # --- The fuse, and life without it ---
 
 
-def test_trial_days_mistyped_as_6_is_stopped_by_the_fuse_and_without_it_repaired_by_an_undo(
-    now: datetime, settings: Settings
-) -> None:
+def test_trial_days_mistyped_as_6_is_stopped_by_the_fuse_or_undone(now: datetime, settings: Settings) -> None:
     make_accounts(2, ended=2 * DAY, now=now)  # an ordinary hour
     settings.TRIAL_DAYS, settings.TRIAL_EXPIRY_MAX = 6, 3
     signed_up = [AccountFactory.create(created=now - 8 * DAY) for _ in range(4)]  # who were promised 60 days

@@ -6,8 +6,9 @@ from typing import Any
 from accounts import services
 from accounts.models import Account, ExpiryRun
 from tests.factories import AccountFactory
+from tests.runs import DAY
 
-DAY, HOUR, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(seconds=1)
+HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
 
 
 def trialing(left: timedelta, now: datetime, **fields: Any) -> Account:

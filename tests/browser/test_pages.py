@@ -11,11 +11,10 @@ from playwright.sync_api import Page, expect
 from accounts import services
 from accounts.models import Account, ExpiryRun
 from tests.factories import NoticeFactory, make_accounts
+from tests.runs import DAY
 from users.models import User
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-DAY = timedelta(days=1)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ except OSError as error:
 """
 
 
-def test_the_celery_profile_expires_by_its_schedule_and_by_hand_when_celery_is_gone() -> None:
+def test_the_celery_profile_expires_by_schedule_and_without_celery_by_hand() -> None:
     with deployed("celery") as (compose, deployment):
         assert healthy_services(compose) == {"postgres", "redis", "web", "worker", "beat"}
         deployment.add_due(30)

@@ -46,7 +46,7 @@ def test_a_run_whose_worker_is_killed_is_finished_by_the_next_tick(
     deployment.assert_expired_exactly_once(MANY)
 
 
-def test_a_new_release_takes_over_in_the_middle_of_a_run_and_loses_no_message(
+def test_a_new_release_takes_over_in_mid_run_and_loses_no_message(
     deployment: Deployment, celery_worker: CeleryTestWorker, request: pytest.FixtureRequest
 ) -> None:
     deployment.add_due(MANY)

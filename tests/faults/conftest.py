@@ -22,7 +22,7 @@ from accounts.models import Account, ExpiryRun, Notice
 from sandbox.servers import wait_for
 from tests.conftest import Process, Send
 from tests.factories import make_accounts
-from tests.test_concurrency import trigger_on_update
+from tests.locks import trigger_on_update
 
 Row = tuple[Any, ...]
 

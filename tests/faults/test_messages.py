@@ -14,7 +14,7 @@ from accounts.models import ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import Process
 from tests.faults.conftest import Customers, Hold, Tick, gate_before, ticks_every_second, wait_for_line
-from tests.test_concurrency import trigger_on_update
+from tests.locks import trigger_on_update
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 

@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts import services
 from accounts.models import Account, ExpiryRun
 from tests.faults.conftest import Customers, gate_before
-from tests.test_concurrency import wait_until_blocked
+from tests.locks import wait_until_blocked
 
 pytestmark = [
     pytest.mark.faults,

@@ -21,7 +21,7 @@ from tests.faults.conftest import Customers, Tick, gate_before
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
 
-def test_an_undo_killed_in_the_middle_leaves_a_true_ledger_and_the_next_one_finishes_it(
+def test_an_undo_killed_in_the_middle_is_finished_by_the_next_one(
     customers: Customers, environment: Mapping[str, str], manage_py: ManagePy
 ) -> None:
     before = list(Account.objects.order_by("pk").values())

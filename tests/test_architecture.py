@@ -1,0 +1,52 @@
+"""How few hops lie between a face and the UPDATE. The direction of imports is held by ``make lint``."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+from django.utils import timezone
+
+from accounts import tasks
+from accounts.models import Account, ExpiryRun
+from tests.factories import make_accounts
+
+pytestmark = pytest.mark.django_db
+
+
+@contextmanager
+def frames_at_the_update(face: str) -> Iterator[list[str]]:
+    """The functions of ours from ``face`` to the UPDATE of accounts that happens in the block."""
+    seen: list[str] = []
+
+    def look(execute: Any, sql: str, *more: Any) -> Any:
+        if sql.startswith('UPDATE "accounts_account"'):
+            ours = [frame.function for frame in inspect.stack() if "/accounts/" in frame.filename]
+            outermost = len(ours) - ours[::-1].index(face)
+            seen.extend(reversed(ours[:outermost]))
+        return execute(sql, *more)
+
+    make_accounts(1, ended=timedelta(days=10), now=timezone.now())
+    with connection.execute_wrapper(look):
+        yield seen
+
+
+def test_from_handle_to_the_update_are_at_most_seven_frames() -> None:
+    with frames_at_the_update("handle") as frames:
+        call_command("expire_trials", verbosity=0)
+
+    assert frames == ["handle", "expire_trials", "run_in_turn", "on_each", "on", "_attempt"]
+
+
+def test_from_the_slice_task_to_the_update_are_at_most_five_frames() -> None:
+    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now())
+
+    with frames_at_the_update("expire_slice") as frames:
+        key = Account.objects.get().pk
+        tasks.expire_slice.run(run_id=run.pk, first=key, last=key)
+
+    assert frames == ["expire_slice", "expire_slice", "on", "_attempt"]
