@@ -12,11 +12,11 @@ from itertools import zip_longest
 
 from django.conf import settings
 from django.db import connection
-from django.db.models import Exists, F, OuterRef, Q
+from django.db.models import Exists, F, OuterRef, Q, Value
+from django.db.models.functions import Now
 
 from accounts.log import Fields
 from accounts.models import Account, AccountQuerySet, ExpiryRun, Notice, grace_cutoff
-from accounts.retention import prune_notices
 from accounts.retry import with_retries
 
 logger = logging.getLogger(__name__)
@@ -182,3 +182,22 @@ def is_true(notice: Notice, *, now: datetime) -> bool:
     reminder = notice.kind == Notice.Kind.ENDING_SOON
     accounts = ending_soon(now, days_before=notice.days_before) if reminder else ended(now)
     return accounts.filter(pk=notice.account_id, trial_ends_at=notice.trial_ends_at).exists()
+
+
+PRUNED_AT_ONCE = 10_000
+"""Notices that one run looks at, to delete those that are old."""
+
+
+def prune_notices() -> int:
+    """Delete notices, of the oldest 10,000, that are done with and older than ``TRIAL_LEDGER_DAYS``; returns how many.
+
+    Done with are those sent, skipped and given up. Older means queued before that, for the end of a trial before that:
+    a mail that could still be owed keeps the notice that says it was sent.
+    """
+    days = max(settings.TRIAL_LEDGER_DAYS, settings.TRIAL_NOTICE_WINDOW_DAYS)
+    before = Now() - Value(timedelta(days=days))
+    # By key, which is by age, so that the query reads these few however large the table is; the next run goes on.
+    oldest = Notice.objects.order_by("pk").values("pk")[:PRUNED_AT_ONCE]
+    old = Notice.objects.filter(pk__in=oldest, queued__lt=before, trial_ends_at__lt=before)
+    deleted, _ = old.exclude(status=Notice.Status.PENDING).delete()
+    return deleted

@@ -12,7 +12,7 @@ from pytest_django import Settings
 from accounts import ledger, notices
 from accounts.ledger import prune_ledger
 from accounts.models import ExpiryRun, Notice
-from accounts.retention import prune_notices
+from accounts.notices import prune_notices
 from tests.factories import AccountFactory, NoticeFactory, make_accounts
 from tests.runs import DAY, expire
 
