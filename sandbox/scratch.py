@@ -1,11 +1,9 @@
 """A database and a broker for the comparison, deleted afterwards, and the environment of processes that use them."""
 
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
@@ -17,12 +15,11 @@ from sandbox.environment import fixed
 
 
 @contextmanager
-def environment(*, database_url: str | None = None, sqlite: bool = False) -> Iterator[dict[str, str]]:
+def environment(*, database_url: str | None = None) -> Iterator[dict[str, str]]:
     """The environment of a process that uses a scratch database and broker, and no others; both are deleted afterwards.
 
     Args:
         database_url: the PostgreSQL server on which the database is created; by default an embedded one.
-        sqlite: an SQLite file instead.
 
     Raises:
         psycopg.Error: the server does not answer, or does not let this user create a database.
@@ -30,21 +27,17 @@ def environment(*, database_url: str | None = None, sqlite: bool = False) -> Ite
     name = SCRATCH + secrets.token_hex(4)
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-paths-"))
-        if sqlite:
-            url = f"sqlite:///{directory}/{name}.sqlite3"
-        else:
-            server = database_url or stack.enter_context(servers.postgres())
-            url = urlsplit(server)._replace(path=f"/{name}").geturl()
-            maintenance = urlsplit(server)._replace(path="/postgres").geturl()
-            with psycopg.connect(maintenance, autocommit=True, connect_timeout=5) as postgres:
-                postgres.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
-            stack.callback(drop_databases, maintenance, name)
+        server = database_url or stack.enter_context(servers.postgres())
+        maintenance = urlsplit(server)._replace(path="/postgres").geturl()
+        with psycopg.connect(maintenance, autocommit=True, connect_timeout=5) as postgres:
+            postgres.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        stack.callback(drop_databases, maintenance, name)
         broker = stack.enter_context(servers.valkey())
         yield fixed(
             DJANGO_DEBUG="0",  # as it is deployed: Django then keeps no list of queries
             DJANGO_SECRET_KEY=secrets.token_urlsafe(50),
             DJANGO_ALLOWED_HOSTS="localhost",
-            DATABASE_URL=url,
+            DATABASE_URL=urlsplit(server)._replace(path=f"/{name}").geturl(),
             CELERY_BROKER_URL=broker,
             TMPDIR=directory,
         )
@@ -70,34 +63,18 @@ class ScratchDatabase:
 
     def snapshot(self, name: str) -> None:
         """Copy the database as it is now."""
-        if connection.vendor == "sqlite":
-            with connection.cursor() as cursor:
-                cursor.execute("VACUUM")
-                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            connections.close_all()
-            shutil.copyfile(self.name, f"{self.name}.{name}")
-        else:
-            with connection.cursor() as cursor:
-                cursor.execute("VACUUM (FREEZE, ANALYZE)")
-            self._copy(self.name, f"{self.name}_{name}")
+        with connection.cursor() as cursor:
+            cursor.execute("VACUUM (FREEZE, ANALYZE)")
+        self._copy(self.name, f"{self.name}_{name}")
 
     def restore(self, name: str) -> None:
         """Replace the database by that snapshot."""
-        if connection.vendor == "sqlite":
-            connections.close_all()
-            for leftover in ("-wal", "-shm"):
-                Path(self.name + leftover).unlink(missing_ok=True)
-            shutil.copyfile(f"{self.name}.{name}", self.name)
-        else:
-            self._copy(f"{self.name}_{name}", self.name)
+        self._copy(f"{self.name}_{name}", self.name)
 
     def drop_snapshot(self, name: str) -> None:
         """Delete that snapshot."""
-        if connection.vendor == "sqlite":
-            Path(f"{self.name}.{name}").unlink()
-        else:
-            with connection._nodb_cursor() as cursor:
-                cursor.execute(SQL("DROP DATABASE {}").format(Identifier(f"{self.name}_{name}")))
+        with connection._nodb_cursor() as cursor:
+            cursor.execute(SQL("DROP DATABASE {}").format(Identifier(f"{self.name}_{name}")))
 
     def _copy(self, source: str, target: str) -> None:
         connections.close_all()
