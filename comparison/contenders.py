@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from django.utils import timezone
 from redis import Redis
 
 from accounts.models import Account, Notice
-from comparison.runners import CronRun, Runner, Worker, python
+from comparison.management.commands.expire_otherwise import PART
+from comparison.runners import CronRun, Runner, Worker
 from sandbox import servers
 from sandbox.mail_server import Mailbox
 
-PART = 250  # accounts that the loop of ``save()`` is measured on
 SECONDS_PER_MAIL = 0.05  # how long the mail server takes for each, as one on the internet does
 RAW_UPDATE = """
     UPDATE accounts_account SET status = 'trial_expired', trial_expired_at = now(), expiry_run_id = 0
@@ -24,16 +25,13 @@ RAW_UPDATE = """
 
 
 class RawUpdate(CronRun):
-    """One statement, no Django: what the database itself needs."""
-
     name, title = "raw-sql", "One raw UPDATE"
     how = "psql runs one UPDATE that writes the same columns of the same rows: the limit."
     path = "limit"
 
     def __init__(self) -> None:
-        statement = RAW_UPDATE.format(grace=settings.TRIAL_GRACE_DAYS)
-        self.arguments = [servers.psql(), "--no-psqlrc", os.environ["DATABASE_URL"]]
-        self.arguments += ["--command", r"\timing on", "--command", statement]
+        self.arguments = [servers.psql(), "--no-psqlrc", os.environ["DATABASE_URL"], "--command", r"\timing on"]
+        self.arguments += ["--command", RAW_UPDATE.format(grace=settings.TRIAL_GRACE_DAYS)]
 
     def read_work(self, output: str) -> Mapping[str, float]:
         return {"seconds": float(re.findall(r"^Time: ([\d.]+) ms", output, re.MULTILINE)[-1]) / 1000}
@@ -44,10 +42,10 @@ class OneUpdate(CronRun):
 
     name, title = "one-update", "One update() of all"
     how = "A management command with one queryset.update(), of the same columns, in a process of its own."
-    arguments = python("manage.py", "expire_otherwise", "one-update")
+    arguments = (sys.executable, "manage.py", "expire_otherwise", "one-update")
 
     def read_work(self, output: str) -> Mapping[str, float]:
-        work: dict[str, float] = json.loads(output.splitlines()[-1])
+        work: dict[str, float] = json.loads(output)
         return work
 
 
@@ -59,22 +57,18 @@ class SaveLoop(OneUpdate):
         f"A management command that saves one account after the other; measured once, on {PART:,} of them at most, "
         "and without customers, because its save() would take back what they paid for meanwhile."
     )
-    arguments = python("manage.py", "expire_otherwise", "row-by-row", "--limit", str(PART))
+    arguments = (sys.executable, "manage.py", "expire_otherwise", "row-by-row")
     part = PART
     rounds = 1
 
 
 class ExpireTrials(CronRun):
-    """This project's command."""
-
     name, title = "command", "expire_trials"
     how = "This project's command, in a process of its own. After a kill the next cron run takes what is left."
-    arguments = python("manage.py", "expire_trials")
+    arguments = (sys.executable, "manage.py", "expire_trials")
 
 
 class Celery(Worker):
-    """This project's task."""
-
     prefix = "celery"
     how_with = (
         "A message to a standing worker with {processes}, from sending it to the closed run. After a kill the worker "
@@ -94,19 +88,15 @@ def mail_environment(mailbox: Mailbox) -> dict[str, str]:
 
 
 class SendNotices(CronRun):
-    """This project's command for mails."""
-
     name, title = "mail-command", "send_trial_notices"
     how = "This project's command, in a process of its own, one mail after the other over one connection."
-    arguments = python("manage.py", "send_trial_notices")
+    arguments = (sys.executable, "manage.py", "send_trial_notices")
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.environment = mail_environment(mailbox)
 
 
 class MailWorker(Worker):
-    """This project's task for mails."""
-
     prefix = "mail-celery"
     how_with = (
         "With mails: a message to a standing worker with {processes}, from sending it to the last mail on record."
@@ -132,12 +122,10 @@ class MailWorker(Worker):
 
 
 class PythonStart(CronRun):
-    """The interpreter alone."""
-
     name = title = "python"
     how = "Python starts, and does nothing."
     path = "limit"
-    arguments = python("-c", "")
+    arguments = (sys.executable, "-c", "")
 
 
 class DjangoSetup(CronRun):
@@ -145,7 +133,7 @@ class DjangoSetup(CronRun):
 
     how = "Python starts, and Django with the project's settings."
     name, title, path = "django-setup", "django.setup()", "limit"
-    arguments = python("-c", "import django; django.setup()")
+    arguments = (sys.executable, "-c", "import django; django.setup()")
 
 
 class DueQuery(Runner):

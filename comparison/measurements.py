@@ -1,20 +1,17 @@
-"""What a comparison measured, and the figures that follow from it.
-
-Every value is a ``Measurement``, whatever was measured. A result goes to JSON and back; the JSON carries the figures
-too, for readers that are not this program.
-"""
+"""What a comparison measured, and the figures that follow from it."""
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from statistics import median
-from typing import Any, Self
+from typing import Self
 
-SCHEMA = 2  # raised whenever the JSON changes in a way that an older reader would misread
+SCHEMA = 3  # raised whenever the JSON changes in a way that an older reader would misread
 
 Key = tuple[str, str, str]  # scenario, contender, measure
+Values = Mapping[int, float]
+"""By round, from 1. Contenders of one round ran right after each other, in shuffled order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,18 +54,6 @@ class Scenario:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measurement:
-    """One value. Contenders of one round ran right after each other, in shuffled order."""
-
-    scenario: str
-    contender: str
-    measure: str
-    """Says what, and ends with the unit: seconds, bytes, share (0 to 1); otherwise it is a count. See ``measures``."""
-    round: int  # from 1
-    value: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
     """Several values of one thing."""
 
@@ -90,7 +75,8 @@ class Figure:
     scenario: str
     contender: str
     measure: str
-    values: Mapping[int, float]  # by round
+    """Says what, and ends with the unit: seconds, bytes, share (0 to 1); otherwise it is a count. See ``measures``."""
+    values: Values
     spread: Spread
     ratio: Spread | None
     """Each round's value divided by the baseline's of the same round; None where the baseline has none, or 0."""
@@ -104,17 +90,14 @@ class Result:
     options: Options
     contenders: tuple[Contender, ...]
     scenarios: tuple[Scenario, ...]  # in the order to show them
-    measurements: tuple[Measurement, ...]
+    values: Mapping[Key, Values]  # as measured
     wrong: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By scenario and contender: why an outcome was not the expected one. Such a contender has no figures there."""
 
     @cached_property
     def figures(self) -> dict[Key, Figure]:
         """Every figure there is, by scenario, contender and measure."""
-        values: defaultdict[Key, dict[int, float]] = defaultdict(dict)
-        for each in self.measurements:
-            if each.contender not in self.wrong.get(each.scenario, {}):
-                values[each.scenario, each.contender, each.measure][each.round] = each.value
+        values = {key: each for key, each in self.values.items() if key[1] not in self.wrong.get(key[0], {})}
         baselines = {each.name: each.baseline for each in self.scenarios}
         figures = {}
         for (scenario, contender, measure), by_round in values.items():
@@ -152,51 +135,24 @@ class Result:
         names = dict.fromkeys(name for scenario in scenarios for name in scenario.contenders)
         return [contender for name in names if (contender := self.contender(name))]
 
-    @property
-    def largest_backlog(self) -> Scenario | None:
-        """What the verdict is mostly about."""
-        return next(reversed(self.of_kind("backlog")), None)
-
     @cached_property
     def rival(self) -> Contender | None:
         """Celery at its best: of its contenders, the one that was fastest on the largest backlog."""
-        of = self.largest_backlog
         times = [
             (seconds, each)
-            for each in (self.in_scenarios(of) if of else [])
-            if each.path == "celery" and of and (seconds := self.median(of, each)) is not None
+            for largest in self.of_kind("backlog")[-1:]
+            for each in self.in_scenarios(largest)
+            if each.path == "celery" and (seconds := self.median(largest, each)) is not None
         ]
         return min(times, key=lambda timed: timed[0])[1] if times else None
 
     def to_json(self) -> str:
-        """As JSON text; ``from_json`` reads it back."""
-        figures = [asdict(figure) for figure in self.figures.values()]
-        return json.dumps({"schema": SCHEMA, **asdict(self), "figures": figures}, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: it is no such text, or of another schema.
-        """
-        document = json.loads(text)
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            raise ValueError(f"This is not a result of compare_paths with schema {SCHEMA}.")
-        return cls(
-            machine=document["machine"],
-            options=Options(**_tuples(document["options"])),
-            contenders=tuple(Contender(**each) for each in document["contenders"]),
-            scenarios=tuple(Scenario(**_tuples(each)) for each in document["scenarios"]),
-            measurements=tuple(Measurement(**each) for each in document["measurements"]),
-            wrong=document["wrong"],
-        )
+        """As JSON text."""
+        document = {"schema": SCHEMA, **asdict(self), "figures": [asdict(each) for each in self.figures.values()]}
+        del document["values"]  # those of the figures
+        return json.dumps(document, indent=2) + "\n"
 
 
-def divided(values: Mapping[int, float], by: Mapping[int, float]) -> list[float]:
+def divided(values: Values, by: Values) -> list[float]:
     """Each round's value divided by the other of the same round; rounds that lack one are left out."""
     return [value / divisor for number, value in values.items() if (divisor := by.get(number))]
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -34,7 +34,7 @@ class Turn:
     scenario: Scenario
     interval_seconds: float  # of the schedule
     customers: Iterable[int] = ()  # accounts whose customers pay meanwhile
-    database: psutil.Process | None = None  # the database server, where it runs on this machine
+    database: psutil.Process | None  # the database server, where it runs on this machine
     values: dict[str, float] = field(default_factory=dict)  # by measure
     paid: set[int] = field(default_factory=set)  # the accounts whose customers did pay
     wrong: str = ""  # why the outcome was not the expected one
@@ -53,19 +53,15 @@ def wall_time(turn: Turn) -> Iterator[None]:
 
 @contextmanager
 def cpu_time(turn: Turn) -> Iterator[None]:
-    """``cpu_seconds`` of the path's processes: the cron process, or worker and broker. Not the database."""
-    before = turn.runner.cpu_seconds()
-    yield
-    turn.values["cpu_seconds"] = turn.runner.cpu_seconds() - before
+    """``cpu_seconds`` of the path's processes: the cron process, or worker and broker. Not the database.
 
-
-@contextmanager
-def database_cpu_time(turn: Turn) -> Iterator[None]:
-    """``database_cpu_seconds`` of every process of the database server, customers included."""
-    before = server_cpu_seconds(turn.database)
+    ``database_cpu_seconds`` of every process of the database server, customers included.
+    """
+    of_server, of_path = server_cpu_seconds(turn.database), turn.runner.cpu_seconds()
     yield
+    turn.values["cpu_seconds"] = turn.runner.cpu_seconds() - of_path
     if turn.database:
-        turn.values["database_cpu_seconds"] = server_cpu_seconds(turn.database) - before
+        turn.values["database_cpu_seconds"] = server_cpu_seconds(turn.database) - of_server
 
 
 @contextmanager
@@ -137,8 +133,11 @@ def work_alone(turn: Turn) -> Iterator[None]:
 
 
 @contextmanager
-def extrapolation(turn: Turn) -> Iterator[None]:
-    """``measured_on`` so many accounts or mails; where that is a part, times become those of all, without start-up."""
+def of_all(turn: Turn) -> Iterator[None]:
+    """``measured_on`` so many accounts or mails; where that is a part, times become those of all, without start-up.
+
+    ``start_up_share``: what was not the work: starting a process, or a message's way to the worker.
+    """
     yield
     due, values, work = turn.scenario.due, turn.values, turn.runner.work
     measured_on = min(turn.runner.part or due, due)
@@ -150,14 +149,8 @@ def extrapolation(turn: Turn) -> Iterator[None]:
         values["cpu_seconds"] += more * work["cpu_seconds"]
         if "database_cpu_seconds" in values:
             values["database_cpu_seconds"] *= 1 + more
-
-
-@contextmanager
-def start_up_share(turn: Turn) -> Iterator[None]:
-    """``start_up_share``: what was not the work: starting a process, or a message's way to the worker."""
-    yield
-    if "service_seconds" in turn.values:  # two clocks may differ by a hair
-        turn.values["start_up_share"] = max(0.0, 1 - turn.values["service_seconds"] / turn.values["seconds"])
+    if "service_seconds" in values:  # two clocks may differ by a hair
+        values["start_up_share"] = max(0.0, 1 - values["service_seconds"] / values["seconds"])
 
 
 @contextmanager
@@ -182,9 +175,9 @@ def at_rest(turn: Turn) -> Iterator[None]:
 
 
 # A measure that needs another's value stands before it, because it ends after it.
-RUN: tuple[Measure, ...] = (extrapolation, peak_memory, database_cpu_time, cpu_time, wall_time)
+RUN: tuple[Measure, ...] = (of_all, peak_memory, cpu_time, wall_time)
 """Of every run that is watched."""
-EXPIRY: tuple[Measure, ...] = (start_up_share, *RUN[:1], work_alone, payments, longest_transaction, *RUN[1:])
+EXPIRY: tuple[Measure, ...] = (*RUN[:1], work_alone, payments, longest_transaction, *RUN[1:])
 """Of every such run that expires accounts."""
 
 

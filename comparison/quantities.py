@@ -26,25 +26,20 @@ def duration(seconds: float) -> str:
     return durations.duration(seconds, digits=3).replace(" ", SPACE)
 
 
-def memory(size: float) -> str:
-    """Bytes as megabytes, of a million each: 65.4 MB."""
-    return f"{number(size / 1e6)}{SPACE}MB"
-
-
 def times(ratio: float) -> str:
     """A ratio, with the multiplication sign: 1.18 times."""
     return f"{digits(ratio)}\N{MULTIPLICATION SIGN}"
 
 
 def quantity(measure: str, value: float) -> str:
-    """A value of a measure, whose name ends with its unit; without one it is a count."""
+    """A value of a measure, whose name ends with its unit; without one it is a count. A MB is a million bytes."""
     if measure.endswith("share"):
         return f"{value:.0%}"
     if measure.endswith("seconds"):
         return duration(value)
     if not value:
         return "none"
-    return memory(value) if measure.endswith("bytes") else f"{value:,.0f}"
+    return f"{number(value / 1e6)}{SPACE}MB" if measure.endswith("bytes") else f"{value:,.0f}"
 
 
 def span(measure: str, spread: Spread) -> str:

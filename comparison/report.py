@@ -12,17 +12,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from comparison.charts import Chart, growth_chart, scenario_charts
+from comparison.charts import growth_chart
 from comparison.measurements import Result
-from comparison.tables import Table, facts, glance, growth_tables, scenario_tables
+from comparison.tables import Table, glance, growth_tables, scenario_tables
 from comparison.verdict import Finding, verdict
 
 
 class Section(NamedTuple):
-    """One question, with the charts and tables that answer it."""
+    """One scenario, or how those of one kind grow."""
 
     title: str
-    charts: list[Chart]
     tables: list[Table]
 
 
@@ -36,16 +35,14 @@ class Report:
         self.result = result
         self.findings: list[Finding] = verdict(result)
         self.glance = glance(result)
-        self.growth = growth_chart(result, result.of_kind("backlog"))
-        self.facts = facts(result)
+        self.growth = growth_chart(result)
         self.sections = []
         for _, same_kind in groupby(result.scenarios, key=lambda scenario: scenario.kind):
             *smaller, largest = same_kind
-            charts, tables = list(scenario_charts(result, largest)), list(scenario_tables(result, largest))
-            self.sections.append(Section(title=largest.title, charts=charts, tables=tables))
+            self.sections.append(Section(largest.title, list(scenario_tables(result, largest))))
             if smaller:
                 tables = list(growth_tables(result, [*smaller, largest]))
-                self.sections.append(Section(title="As the work grows", charts=[], tables=tables))
+                self.sections.append(Section("As the work grows", tables))
 
     def print(self, console: Console) -> None:
         """Print the tables and, last, the verdict."""
@@ -60,7 +57,7 @@ class Report:
             console.print(f"[bold]{finding.title}.[/bold] {finding.text}\n", highlight=False)
 
     def write_html(self, path: Path) -> None:
-        """Write a page that carries its style and its charts, and asks nobody for anything."""
+        """Write a page that carries its style and its chart, and asks nobody for anything."""
         path.write_text(render_to_string("comparison/report.html", {"report": self}), encoding="utf-8")
 
     def write_svg(self, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from itertools import groupby
@@ -11,31 +11,30 @@ from pathlib import Path
 import psutil
 from django.conf import settings
 from django.core.management import call_command
+from rich.progress import Progress
 
 from comparison import contenders, machine, sample, workloads
-from comparison.measurements import Measurement, Options, Result, Scenario
+from comparison.measurements import Key, Options, Result, Scenario
 from comparison.measures import Turn
-from comparison.runners import Failed, Runner, started
+from comparison.runners import Failed, Runner, Worker, started
 from comparison.workloads import KINDS, Workload
 from sandbox.mail_server import Mailbox, mail_server
 from sandbox.scratch import ScratchDatabase
 
 MAIL_PROCESSES = (1, 2, 4, 8)  # of the workers that send mails
-Progress = Callable[[int, int, str], None]
-"""Told how many steps are done, of how many, and what is being done."""
 
 
 class Comparison:
     """Measures what the options ask for, on the database and broker of the settings, which must be scratch ones."""
 
-    def __init__(self, options: Options, *, now: datetime, logs: Path, progress: Progress) -> None:
-        self.options, self.now, self.logs = options, now, logs
-        self.progress, self.steps, self.total = progress, 0, 0
+    def __init__(self, options: Options, *, now: datetime, logs: Path, bar: Progress) -> None:
+        self.options, self.now, self.logs, self.bar = options, now, logs, bar
+        self.task = bar.add_task("")
         self.database = ScratchDatabase()
         broker = settings.CELERY_BROKER_URL.rpartition("/")[0]
         self.brokers = (f"{broker}/{number}" for number in range(9))  # for each worker one where it is alone
         self.scenarios: list[Scenario] = []
-        self.measurements: list[Measurement] = []
+        self.values: defaultdict[Key, dict[int, float]] = defaultdict(dict)
         self.wrong: defaultdict[str, dict[str, str]] = defaultdict(dict)
 
     def run(self) -> Result:
@@ -48,23 +47,22 @@ class Comparison:
             mailbox.delay = contenders.SECONDS_PER_MAIL
             expiry = [each for each in self.of_accounts(workers) if each.kind in self.options.kinds]
             mails = [self.of_mails(mailbox)] if workloads.Mails.kind in self.options.kinds else []
-            turns = [(work, runner) for work in (*expiry, *mails) for runner in work.runners]
-            self.total = sum(work.rounds(runner) for work, runner in turns)
+            in_order = sorted((*expiry, *mails), key=lambda each: KINDS.index(each.kind))
+            turns = [(work, runner) for work in in_order for runner in work.runners]
+            self.bar.update(self.task, total=sum(work.rounds(runner) for work, runner in turns))
             with started(workers):
                 self.measure_all(expiry)
             for work in mails:
                 self.database.restore("empty")
-                with started(work.runners):
+                with started([each for each in work.runners if isinstance(each, Worker)]):
                     self.measure_all(mails)
         self.scenarios.sort(key=lambda each: (KINDS.index(each.kind), each.accounts))
-        by_name = {runner.name: runner.contender for _, runner in turns}
-        names = dict.fromkeys(name for each in self.scenarios for name in each.contenders)
         return Result(
             machine=machine.describe(settings.CELERY_BROKER_URL),
             options=self.options,
-            contenders=tuple(by_name[name] for name in names),
+            contenders=tuple(dict.fromkeys(runner.contender for _, runner in turns)),
             scenarios=tuple(self.scenarios),
-            measurements=tuple(self.measurements),
+            values=dict(self.values),
             wrong=dict(self.wrong),
         )
 
@@ -106,7 +104,7 @@ class Comparison:
     def measure_all(self, work: Sequence[Workload]) -> None:
         """Fill each size's users once, and each kind of tables once, which takes longer than most runs."""
         for accounts, of_size in groupby(work, key=lambda each: each.accounts):
-            self.progress(self.steps, self.total, f"Filling the database with {accounts:,} accounts")
+            self.bar.update(self.task, description=f"Filling the database with {accounts:,} accounts")
             self.database.restore("empty")
             sample.fill_users(accounts, now=self.now)
             self.database.snapshot("users")
@@ -130,25 +128,22 @@ class Comparison:
             who = [runner for runner in workload.runners if number <= workload.rounds(runner)]
             for runner in rng.sample(who, k=len(who)):
                 name = runner.name
-                self.progress(self.steps, self.total, f"{scenario.title}. Round {number}: {runner.title}")
+                self.bar.update(self.task, description=f"{scenario.title}. Round {number}: {runner.title}")
                 if changed:
                     self.database.restore(workload.tables)
                 changed = workload.changes_accounts
                 turn = measured(workload, scenario, runner, database=self.server)
                 if turn.wrong:
                     self.wrong[scenario.name][name] = turn.wrong
-                self.measurements += [
-                    Measurement(scenario=scenario.name, contender=name, measure=measure, round=number, value=value)
-                    for measure, value in turn.values.items()
-                ]
-                self.steps += 1
+                for measure, value in turn.values.items():
+                    self.values[scenario.name, name, measure][number] = value
+                self.bar.advance(self.task)
 
 
 def measured(workload: Workload, scenario: Scenario, runner: Runner, *, database: psutil.Process | None) -> Turn:
     """One turn of one contender, with its values, or with what was wrong and no values."""
     interval = workload.options.interval_seconds
     turn = Turn(runner=runner, scenario=scenario, interval_seconds=interval, database=database)
-    turn.customers = workload.customers()
     try:
         workload.prepare(turn)
         with ExitStack() as measuring:

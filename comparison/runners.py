@@ -3,7 +3,6 @@
 import os
 import resource
 import subprocess
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -60,17 +59,6 @@ class Runner(ABC):
         return cpu_seconds(self.processes())
 
     @contextmanager
-    def started(self) -> Iterator[None]:
-        """Start what stands ready, and kill it when the block ends."""
-        yield
-
-    def wait_until_ready(self) -> None:  # noqa: B027 (there may be nothing to wait for)
-        """Wait until what was started takes work."""
-
-    def warm_up(self) -> None:  # noqa: B027
-        """Let the first run, which costs more than all later ones, be over."""
-
-    @contextmanager
     def at_rest(self) -> Iterator[Mapping[str, Sequence[psutil.Process]]]:
         """By role, the processes that are there between two runs."""
         yield {}
@@ -87,7 +75,7 @@ class Runner(ABC):
 class CronRun(Runner):
     """A process started for the run, which ends with it."""
 
-    arguments: Sequence[str]
+    arguments: Sequence[str]  # the command line
     child: "subprocess.Popen[str] | None" = None
 
     def run(self) -> None:
@@ -187,6 +175,7 @@ class Worker(Runner):
 
     @contextmanager
     def started(self) -> Iterator[None]:
+        """Start it, and kill it when the block ends."""
         self.log.unlink(missing_ok=True)
         with servers.process(
             *("-m", "celery", "-A", "project", "worker", "--loglevel=INFO"),
@@ -203,6 +192,7 @@ class Worker(Runner):
                         process.kill()
 
     def wait_until_ready(self) -> None:
+        """Wait until it takes work."""
         main = self.standing[0]
         servers.wait_for(
             f"{self.title} to start",
@@ -210,9 +200,6 @@ class Worker(Runner):
             seconds=60,
         )
         self.standing = [main, *main.children(recursive=True)]
-
-    def warm_up(self) -> None:
-        Worker.run(self)
 
     @contextmanager
     def at_rest(self) -> Iterator[Mapping[str, Sequence[psutil.Process]]]:
@@ -240,14 +227,14 @@ class Worker(Runner):
 
 
 @contextmanager
-def started(runners: Sequence[Runner]) -> Iterator[None]:
-    """Start them side by side, and have each ready and warm before the block begins."""
+def started(workers: Sequence[Worker]) -> Iterator[None]:
+    """Start them side by side, and have each ready before the block begins, its first run, the slowest, over."""
     with ExitStack() as standing:
-        for runner in runners:
-            standing.enter_context(runner.started())
-        for runner in runners:
-            runner.wait_until_ready()
-            runner.warm_up()
+        for worker in workers:
+            standing.enter_context(worker.started())
+        for worker in workers:
+            worker.wait_until_ready()
+            Worker.run(worker)
         yield
 
 
@@ -259,8 +246,3 @@ def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
             times = process.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system
     return total
-
-
-def python(*arguments: str) -> list[str]:
-    """A command line for our own interpreter."""
-    return [sys.executable, *arguments]

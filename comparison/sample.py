@@ -24,20 +24,16 @@ OTHERS = {
 }
 """How often each status comes among the accounts that are not due."""
 
-Row = tuple[Account.Status, datetime, datetime]  # status, created, trial_ends_at
-
-NUMBERS = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < %s)"
-
 
 def fill_users(accounts: int, *, now: datetime) -> None:
     """Fill the empty table of users with that many."""
     with filled_at_once("users_user"), connection.cursor() as cursor:
         cursor.execute(
-            f"""{NUMBERS} INSERT INTO users_user (id, password, is_superuser, username, first_name, last_name,
+            """INSERT INTO users_user (id, password, is_superuser, username, first_name, last_name,
                 email, is_staff, is_active, date_joined)
             SELECT n, '!', false, 'user' || n, 'Ada', 'Berg', 'user' || n || '@example.com', false, true, %s
-            FROM numbers""",  # noqa: S608 (ours)
-            [accounts, now - timedelta(days=200)],
+            FROM generate_series(1, %s) AS n""",
+            [now - timedelta(days=200), accounts],
         )
 
 
@@ -46,21 +42,17 @@ def fill_accounts(accounts: int, *, kind: str, seed: int, now: datetime) -> None
 
     Nothing falls due within the day after ``now`` that is not due at ``now``.
     """
-    rows = [(position, str(row[0]), *row[1:]) for position, row in enumerate(period(kind, seed=seed, now=now))]
+    columns = map(list, zip(*period(kind, seed=seed, now=now), strict=True))
     with connection.cursor() as cursor:
-        cursor.execute(
-            "CREATE TEMPORARY TABLE period"
-            " (position integer PRIMARY KEY, status varchar(13), created timestamptz, trial_ends_at timestamptz)"
-        )
-        cursor.executemany("INSERT INTO period VALUES (%s, %s, %s, %s)", rows)
         with filled_at_once("accounts_account"):
             cursor.execute(
-                f"""{NUMBERS} INSERT INTO accounts_account (id, user_id, status, created, trial_ends_at)
-                SELECT n, n, status, created, trial_ends_at FROM numbers JOIN period ON position = n %% {PERIOD}
-                ORDER BY n""",  # noqa: S608 (ours)
-                [accounts],
+                """INSERT INTO accounts_account (id, user_id, status, created, trial_ends_at)
+                SELECT n, n, status, created, trial_ends_at FROM generate_series(1, %s) AS n
+                JOIN unnest(%s::text[], %s::timestamptz[], %s::timestamptz[]) WITH ORDINALITY
+                    AS period(status, created, trial_ends_at, position) ON position = n %% %s + 1
+                ORDER BY n""",
+                [accounts, *columns, PERIOD],
             )
-        cursor.execute("DROP TABLE period")
         due, parameters = Account.objects.due(now).values("pk").query.sql_with_params()
         cursor.execute("CREATE TABLE expected (id bigint PRIMARY KEY)")
         cursor.execute(f"INSERT INTO expected {due}", parameters)
@@ -75,48 +67,43 @@ def fill_mails(mails: int, *, now: datetime) -> None:
     )
 
 
-CONSTRAINTS = """
-    SELECT conrelid::regclass, quote_ident(conname), pg_get_constraintdef(oid) FROM pg_constraint
-    WHERE contype IN ('p', 'u', 'f') AND %s::regclass IN (conrelid, confrelid)
-    ORDER BY contype = 'f'  -- last, as they need the keys that they refer to
-"""
-INDEXES = """
-    SELECT quote_ident(relname), pg_get_indexdef(indexrelid) FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
-    WHERE indrelid = %s::regclass
-"""
+KEYS_AND_INDEXES = """
+    SELECT format('ALTER TABLE %%s DROP CONSTRAINT %%I', conrelid::regclass, conname),
+        format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', conrelid::regclass, conname, pg_get_constraintdef(oid)),
+        contype = 'f' AS is_foreign
+    FROM pg_constraint WHERE contype IN ('p', 'u', 'f') AND %(table)s::regclass IN (conrelid, confrelid)
+    UNION ALL
+    SELECT format('DROP INDEX %%s', indexrelid::regclass), pg_get_indexdef(indexrelid), false FROM pg_index
+    WHERE indrelid = %(table)s::regclass AND indexrelid NOT IN (SELECT conindid FROM pg_constraint)
+    ORDER BY is_foreign  -- last, as foreign keys need the keys that they refer to
+"""  # the statement that drops each, and the one that builds it again
 
 
 @contextmanager
 def filled_at_once(table: str) -> Iterator[None]:
     """Drop the table's keys and indexes, and build them again afterwards: row by row they take twice the time."""
     with connection.cursor() as cursor:
-        cursor.execute(CONSTRAINTS, [table])
-        constraints: list[tuple[str, str, str]] = cursor.fetchall()
-        for owner, name, _ in reversed(constraints):
-            cursor.execute(f"ALTER TABLE {owner} DROP CONSTRAINT {name}")
-        cursor.execute(INDEXES, [table])  # that belong to no constraint: those are gone with theirs
-        indexes: list[tuple[str, str]] = cursor.fetchall()
-        for name, _ in indexes:
-            cursor.execute(f"DROP INDEX {name}")
+        cursor.execute(KEYS_AND_INDEXES, {"table": table})
+        statements: list[tuple[str, str, bool]] = cursor.fetchall()
+        for drop, _, _ in reversed(statements):
+            cursor.execute(drop)
         yield
-        for owner, name, definition in constraints:
-            cursor.execute(f"ALTER TABLE {owner} ADD CONSTRAINT {name} {definition}")
-        for _, definition in indexes:
-            cursor.execute(definition)
+        for _, build, _ in statements:
+            cursor.execute(build)
 
 
-def period(kind: str, *, seed: int, now: datetime) -> list[Row]:
-    """The accounts of ``PERIOD`` consecutive keys, the first of them divisible by it."""
+def period(kind: str, *, seed: int, now: datetime) -> list[tuple[str, datetime, datetime]]:
+    """Status, created and trial_ends_at of ``PERIOD`` accounts: of consecutive keys, the first divisible by it."""
     rng = random.Random(f"{kind}-{seed}")  # noqa: S311 (a sample, not a secret)
     trial, grace = timedelta(days=settings.TRIAL_DAYS), timedelta(days=settings.TRIAL_GRACE_DAYS)
     rows = []
     for status in rng.choices(list(OTHERS), weights=list(OTHERS.values()), k=PERIOD - DUE_OF_PERIOD[kind]):
         ended = -rng.randint(2, settings.TRIAL_DAYS) if status == Account.TRIALING else rng.randint(-50, 400)
         trial_ends_at = now - timedelta(days=ended)
-        rows.append((status, trial_ends_at - trial, trial_ends_at))
+        rows.append((str(status), trial_ends_at - trial, trial_ends_at))
     for _ in range(DUE_OF_PERIOD[kind]):
         trial_ends_at = now - grace - timedelta(hours=rng.randint(1, 24 * 30))
-        rows.append((Account.TRIALING, trial_ends_at - trial, trial_ends_at))
+        rows.append((str(Account.TRIALING), trial_ends_at - trial, trial_ends_at))
     rng.shuffle(rows)
     return rows
 
@@ -154,11 +141,10 @@ def what_is_wrong(*, paid: Collection[int], expired: int | None = None) -> str:
             return "Accounts that were not due have changed their status."
         cursor.execute("SELECT count(*) FROM expected")
         due = cursor.fetchone()[0]
-        if expired is not None:
-            cursor.execute(f"SELECT count(*) FROM ({NOT_EXPIRED}) AS left_over")  # noqa: S608
-            left = cursor.fetchone()[0]
-            return "" if due - left == expired else f"{due - left} accounts expired instead of {expired}."
         cursor.execute(NOT_EXPIRED)
+        if expired is not None:
+            did = due - cursor.rowcount
+            return "" if did == expired else f"{did} accounts expired instead of {expired}."
         left_over = {key for (key,) in cursor.fetchmany(len(paid) + 1000)}
     robbed = set(paid) - set(Account.objects.filter(pk__in=paid, status=Account.ACTIVE).values_list("pk", flat=True))
     if robbed:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from comparison.measurements import Contender, Figure, Result, Scenario
+from comparison.measurements import Figure, Result, Scenario
 from comparison.quantities import quantity, span, times
 
 RATIO = "\N{MULTIPLICATION SIGN}"
@@ -60,7 +60,11 @@ def scenario_tables(result: Result, scenario: Scenario) -> Iterator[Table]:
     """The questions that this scenario answers."""
     contenders = result.in_scenarios(scenario)
     wrong = result.wrong.get(scenario.name, {})
-    note = " ".join(filter(None, (footnote(result, scenario, each) for each in contenders)))
+    note = " ".join(
+        f"{each.title} was measured once, on {part:,.0f}, its times extrapolated to all."
+        for each in contenders
+        if (part := result.median(scenario, each, "measured_on")) is not None and part < scenario.due
+    )
     baseline = result.contender(scenario.baseline)
     of_baseline = result.figures.get((scenario.name, scenario.baseline, "seconds"))
     rounds = len(of_baseline.values) if of_baseline else 1
@@ -96,16 +100,6 @@ def columns_of(measure: str, heading: str, *, several: bool, ratio: bool) -> Ite
         yield "lowest and highest", lambda figure: span(measure, figure.spread) if len(figure.values) > 1 else "once"
     if ratio and measure in WITH_RATIO:
         yield RATIO, lambda figure: times(figure.ratio.median) if figure.ratio else ""
-
-
-def footnote(result: Result, scenario: Scenario, contender: Contender) -> str:
-    """What is to be said of a contender beside its figures."""
-    if reason := result.wrong.get(scenario.name, {}).get(contender.name):
-        return f"{contender.title} is not timed: {reason}"
-    part = result.median(scenario, contender, "measured_on")
-    if part is None or part >= scenario.due:
-        return ""
-    return f"{contender.title} was measured once, on {part:,.0f}, its times extrapolated to all."
 
 
 def growth_tables(result: Result, series: Sequence[Scenario]) -> Iterator[Table]:
@@ -153,15 +147,3 @@ def certainty(rounds: int) -> str:
         f"Each contender ran {'once' if rounds == 1 else 'twice'}, which cannot tell a difference from chance. "
         f"So it is called one from {MARGIN:.0%} on; {MANY_ROUNDS} rounds tell more."
     )
-
-
-def facts(result: Result) -> list[tuple[str, str]]:
-    """Where, when and with what it was measured."""
-    options = result.options
-    return [
-        ("Measured", f"{options.measured[:16].replace('T', ' ')} UTC"),
-        *result.machine.items(),
-        ("Accounts", ", ".join(f"{size:,}" for size in options.sizes)),
-        ("Rounds", f"{options.rounds}, the order of contenders shuffled in each"),
-        ("Seed", str(options.seed)),
-    ]

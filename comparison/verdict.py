@@ -52,12 +52,6 @@ def spoken(contender: Contender | None) -> str:
     return contender.title.replace(", ", " with ", 1) if contender else ""
 
 
-def start_up(result: Result) -> float:
-    """Seconds that Python and Django take before any work; 0 when that was not measured."""
-    django = result.contender("django-setup")
-    return next((result.median(each, django) or 0 for each in result.of_kind("start-up") if django), 0)
-
-
 def short_answer(result: Result) -> Finding | None:
     """Whether the time that Celery saves matters beside the time between two ticks."""
     if not (fought := duels(result, "backlog")):
@@ -70,12 +64,10 @@ def short_answer(result: Result) -> Finding | None:
         title = "Here the command is too slow for its schedule"
         fits = "which fits" if theirs < interval else "which does not fit either: let it run less often"
         return Finding(title, f"{text}. {celery} needed {duration(theirs)}, {fits}.")
-    if outcome == SLOWER:
-        title = "On this machine, the command is enough"
-        return Finding(title, f"{text}. {celery} took longer, {duration(theirs)}.")
-    if outcome == SAME:
-        title = "On this machine, the command is enough"
-        return Finding(title, f"{text}. {celery} took {duration(theirs)}, a difference within the spread of this run.")
+    if outcome != FASTER:
+        took = f"took {duration(theirs)}, a difference within the spread of this run"
+        took = f"took longer, {duration(theirs)}" if outcome == SLOWER else took
+        return Finding("On this machine, the command is enough", f"{text}. {celery} {took}.")
     if ours < interval / 10:
         title = "On this machine, time is no reason for Celery"
         text += f". {celery} was faster, {duration(theirs)}, and the schedule has time enough for either."
@@ -104,8 +96,10 @@ def nothing_due(result: Result) -> Finding | None:
     text = f"The command took {duration(ours)}, {spoken(result.rival)} {duration(theirs)}."
     if outcome == SAME:
         text += " This run shows no difference between them."
-    elif outcome == FASTER and (taken := start_up(result)):
-        text += f" Python and Django take {duration(taken)} to start, which cron pays at every run and a worker once."
+    for start_up in result.of_kind("start-up") if outcome == FASTER else ():
+        if taken := result.figures.get((start_up.name, "django-setup", "seconds")):
+            text += f" Python and Django take {duration(taken.spread.median)} to start, which cron pays at every run "
+            text += "and a worker once."
     return Finding("What a run costs when nothing is due", text)
 
 
@@ -133,8 +127,6 @@ def crossover(result: Result) -> Finding | None:
     ends = faster[:1] + faster[1:][-1:]
     saved = [f"{duration(each.ours - each.theirs)} of {duration(each.ours)} with {each.due:,} due" for each in ends]
     text += f" It saved {listed(saved)}."
-    if 0 < (taken := start_up(result)) < ends[0].ours:
-        text += f" Of the command's time, Python and Django take {duration(taken)} to start, at any size."
     return Finding(title, text)
 
 
@@ -148,7 +140,7 @@ WAITED_LESS = {
 def customers_wait(result: Result) -> Finding | None:
     """What a run does to those who pay while it is on."""
     command, one_update, rival = result.contender(COMMAND), result.contender(ONE_UPDATE), result.rival
-    backlog, measure = result.largest_backlog, "wait_p99_seconds"
+    backlog, measure = next(reversed(result.of_kind("backlog")), None), "wait_p99_seconds"
     if not backlog or not command or not result.median(backlog, command, measure):
         return None
 

@@ -1,13 +1,10 @@
 """The scenarios: each knows how to fill its tables, what a turn does there, and how to check what came out."""
 
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
-
-from django.db import connection
 
 from accounts.models import Account, ExpiryRun, Notice
 from accounts.services import BATCH_SIZE
@@ -21,8 +18,8 @@ from users.models import User
 
 
 @dataclass(kw_only=True)
-class Workload(ABC):
-    """A scenario at work."""
+class Workload:
+    """A scenario at work: every due account has to be expired, and no other."""
 
     kind: ClassVar[str]
     title: ClassVar[str]
@@ -64,34 +61,27 @@ class Workload(ABC):
         """How often a contender has its turn."""
         return self.once or runner.rounds or self.options.rounds + self.more_rounds
 
-    def customers(self) -> Sequence[int]:
-        """Accounts whose customers pay during a turn."""
-        return ()
-
-    def prepare(self, turn: Turn) -> None:  # noqa: B027 (there may be nothing)
+    def prepare(self, turn: Turn) -> None:
         """What must be done before a turn, and is not measured."""
 
     def perform(self, turn: Turn) -> None:
         """What is measured; raises Failed when it was not done."""
         turn.runner.run()
 
-    @abstractmethod
     def what_is_wrong(self, turn: Turn) -> str:
         """Look at what came out; in words, empty when all is right."""
+        part = turn.runner.part and min(turn.runner.part, turn.scenario.due)
+        return sample.what_is_wrong(paid=turn.paid, expired=part)
 
 
 class Expiry(Workload):
-    """Every due account has to be expired, and no other."""
+    """Customers pay meanwhile."""
 
     measures = measures.EXPIRY
     baseline = "raw-sql"
 
-    def customers(self) -> Sequence[int]:
-        return sample.customers(seed=self.options.seed)
-
-    def what_is_wrong(self, turn: Turn) -> str:
-        part = turn.runner.part and min(turn.runner.part, turn.scenario.due)
-        return sample.what_is_wrong(paid=turn.paid, expired=part)
+    def prepare(self, turn: Turn) -> None:
+        turn.customers = sample.customers(seed=self.options.seed)
 
 
 class NothingDue(Expiry):
@@ -129,9 +119,6 @@ class AtRest(Workload):
     def perform(self, turn: Turn) -> None:
         pass
 
-    def what_is_wrong(self, turn: Turn) -> str:
-        return ""
-
 
 class StartUp(Workload):
     """What a process costs that finds nothing to do. Nobody watches it, and the contenders take turns."""
@@ -142,12 +129,6 @@ class StartUp(Workload):
     baseline = "django-setup"
     changes_accounts = False
     more_rounds = 1  # what is short varies more
-
-    def prepare(self, turn: Turn) -> None:
-        connection.ensure_connection()
-
-    def what_is_wrong(self, turn: Turn) -> str:
-        return ""
 
 
 class Killed(Workload):
@@ -172,9 +153,6 @@ class Killed(Workload):
     def perform(self, turn: Turn) -> None:
         """Have it take over what it left; what stands ready is started in this time."""
         turn.runner.recover()
-
-    def what_is_wrong(self, turn: Turn) -> str:
-        return sample.what_is_wrong(paid=())
 
 
 @dataclass(kw_only=True)

@@ -1,8 +1,8 @@
 """An invented result of ``compare_paths``, of believable size, for tests of what reads results."""
 
-from collections.abc import Iterator
+from collections import defaultdict
 
-from comparison.measurements import Contender, Measurement, Options, Result, Scenario
+from comparison.measurements import Contender, Key, Options, Result, Scenario, Values
 
 MB = 1_000_000
 HOUR = 3600.0
@@ -104,13 +104,15 @@ OTHERS: dict[str, dict[str, dict[str, float]]] = {
 }
 
 
-def measurements(scenarios: tuple[Scenario, ...]) -> Iterator[Measurement]:
+def all_values(scenarios: tuple[Scenario, ...]) -> dict[Key, Values]:
+    taken: defaultdict[Key, dict[int, float]] = defaultdict(dict)
     for of in scenarios:
         for name in of.contenders:
             for number in (1,) if of.kind in OTHERS else (1, 2, 3):
                 measured = OTHERS[of.kind][name] if of.kind in OTHERS else values(of, name, number)
                 for measure, value in measured.items():
-                    yield Measurement(scenario=of.name, contender=name, measure=measure, round=number, value=value)
+                    taken[of.name, name, measure][number] = value
+    return dict(taken)
 
 
 def result() -> Result:
@@ -149,5 +151,5 @@ def result() -> Result:
         ),
         contenders=CONTENDERS,
         scenarios=scenarios,
-        measurements=tuple(measurements(scenarios)),
+        values=all_values(scenarios),
     )

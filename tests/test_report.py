@@ -13,8 +13,8 @@ from playwright.sync_api import Browser
 from rich.console import Console
 
 from comparison import tables, verdict
-from comparison.charts import Series, dots
-from comparison.measurements import Measurement, Result, Scenario, Spread
+from comparison.charts import growth_chart
+from comparison.measurements import Key, Result, Scenario, Spread, Values
 from comparison.quantities import duration, number, span, times
 from comparison.report import Report
 from comparison.verdict import Finding
@@ -29,12 +29,8 @@ def backlog(due: int) -> Scenario:
     return scenario("backlog", due, contenders=PATHS)
 
 
-def measurements(of: Scenario, by_contender: Mapping[str, Rounds], measure: str = "seconds") -> list[Measurement]:
-    return [
-        Measurement(scenario=of.name, contender=name, measure=measure, round=number, value=value)
-        for name, values in by_contender.items()
-        for number, value in enumerate(values, start=1)
-    ]
+def values(of: Scenario, by_contender: Mapping[str, Rounds], measure: str = "seconds") -> dict[Key, Values]:
+    return {(of.name, name, measure): dict(enumerate(by_round, start=1)) for name, by_round in by_contender.items()}
 
 
 def measured(
@@ -42,16 +38,15 @@ def measured(
 ) -> Result:
     """A result of which only this was measured: one measure, for each contender a value a round. Seconds are all 1."""
     example = comparison_example.result()
-    taken = []
+    taken: dict[Key, Values] = {}
     for of, by_contender in scenarios.items():
-        taken += measurements(of, by_contender, measure)
-        if measure != "seconds":
-            taken += measurements(of, {name: [1.0] * len(values) for name, values in by_contender.items()})
+        taken |= values(of, {name: [1.0] * len(by_round) for name, by_round in by_contender.items()})
+        taken |= values(of, by_contender, measure)
     return replace(
         example,
         options=replace(example.options, interval_seconds=interval),
         scenarios=tuple(scenarios),
-        measurements=tuple(taken),
+        values=taken,
     )
 
 
@@ -174,12 +169,10 @@ def test_lateness_is_shown_for_each_path_as_the_schedule_and_its_run_make_it() -
     assert cells(example, "normal", "expire_trials")[-1] == ("30 min", "60 min")
     slow = replace(
         example,
-        measurements=tuple(
-            replace(each, value=each.value + 70)
-            if each.measure.startswith("late_") and each.contender == "celery-2"
-            else each
-            for each in example.measurements
-        ),
+        values={
+            key: {number: value + 70 for number, value in by_round.items()} if key[1] == "celery-2" else by_round
+            for key, by_round in example.values.items()
+        },
     )
     assert cells(slow, "normal", "Celery, 2 processes")[-1] == ("31.2 min", "61.2 min")
 
@@ -294,19 +287,18 @@ WRONG = "11 accounts expired that were not due."
 
 @pytest.fixture
 def result() -> Result:
-    """The example as read from its JSON, with what can go wrong in it, and a kind of scenario nobody foresaw."""
-    example = Result.from_json(comparison_example.result().to_json())
+    """The example, with what can go wrong in it, and a kind of scenario nobody foresaw."""
+    example = comparison_example.result()
     contenders = ("mail-command", "mail-celery-1", "mail-celery-8")
     other = replace(
         scenario("letters", 1000, baseline="mail-command", contenders=contenders),
         title="1,000 letters through a slow <server>",
     )
     times_taken = {"mail-command": [101, 102, 103], "mail-celery-1": [104, 105, 106], "mail-celery-8": [53, 54, 55]}
-    more = [*measurements(other, times_taken), *measurements(other, times_taken, "cpu_seconds")]
     return replace(
         example,
         scenarios=(*example.scenarios, other),
-        measurements=(*example.measurements, *more),
+        values={**example.values, **values(other, times_taken), **values(other, times_taken, "cpu_seconds")},
         wrong={"normal-1000000": {"one-update": WRONG}},
     )
 
@@ -336,7 +328,7 @@ def test_how_much_of_a_run_was_start_up_is_said_beside_what_it_needs() -> None:
 
 
 def test_the_page_needs_nothing_but_itself(result: Result, tmp_path: Path) -> None:
-    Report(replace(result, scenarios=result.scenarios[-1:])).write_html(tmp_path / "report.html")
+    Report(result).write_html(tmp_path / "report.html")
 
     html = (tmp_path / "report.html").read_text()
     assert re.findall(r"""(?:src|href)=["'](?!#|data:,)[^"']*|url\((?!["']?#)[^)]*|@import|<script""", html) == []
@@ -357,9 +349,14 @@ def test_the_chart_for_other_pages_is_an_svg_file_of_its_own(result: Result, tmp
 
 
 def test_the_same_figures_make_the_same_chart() -> None:
-    row = Series(label="command", colour="command", points=[(1.1, 1.0), (1.1, 1.2)])
+    chart = growth_chart(comparison_example.result())
 
-    assert dots("Time", [row]) == dots("Time", [row])
+    assert chart
+    assert chart == growth_chart(comparison_example.result())
+
+
+def test_a_chart_of_growth_needs_two_sizes() -> None:
+    assert growth_chart(measured({backlog(1000): {"command": [1.0]}})) is None
 
 
 SCROLLING = "tables => tables.filter(each => each.scrollWidth > each.clientWidth).map(each => each.ariaLabel)"

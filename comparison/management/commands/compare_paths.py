@@ -60,15 +60,16 @@ class Command(BaseCommand):
         database = "On this PostgreSQL server, where a database of its own is created, and dropped at the end."
         parser.add_argument("--database", metavar="URL", help=database)
         parser.add_argument("--json", type=Path, metavar="FILE", help="Write every measurement and figure there.")
-        parser.add_argument("--html", type=Path, metavar="FILE", help="Write a report with charts there.")
+        parser.add_argument("--html", type=Path, metavar="FILE", help="Write the report as a page there.")
         parser.add_argument("--svg", type=Path, metavar="FILE", help="Write the chart of growth there (two sizes).")
 
     def handle(self, *args: Any, **given: Any) -> None:
         sizes, rounds, mails = QUICK if given["quick"] else FULL if given["full"] else DEFAULT
+        all_kinds = [each for each in KINDS if each != Mails.kind] if given["quick"] else KINDS
         options = Options(
             command="",
             measured=timezone.now().isoformat(timespec="seconds"),
-            kinds=tuple(each for each in KINDS if each in (given["scenarios"] or KINDS)),
+            kinds=tuple(each for each in KINDS if each in (given["scenarios"] or all_kinds)),
             sizes=tuple(sorted(set(given["sizes"] or sizes))),
             rounds=rounds if given["rounds"] is None else given["rounds"],
             seed=given["seed"],
@@ -76,8 +77,6 @@ class Command(BaseCommand):
             interval_seconds=INTERVAL,
             mails=mails if given["mails"] is None else given["mails"],
         )
-        if given["quick"] and not given["scenarios"]:
-            options = replace(options, kinds=tuple(each for each in KINDS if each != Mails.kind))
         if wrong := what_is_wrong(options, given):
             raise CommandError(wrong, returncode=BAD_INPUT)
         if settings.SETTINGS_MODULE != "comparison.settings":
@@ -174,9 +173,4 @@ def measured(options: Options) -> Result:
         tempfile.TemporaryDirectory() as logs,
         Progress(*columns, console=Console(stderr=True), transient=True) as bar,
     ):
-        task = bar.add_task("")
-
-        def progress(done: int, total: int, doing: str) -> None:
-            bar.update(task, completed=done, total=total, description=doing)
-
-        return Comparison(options, now=timezone.now(), logs=Path(logs), progress=progress).run()
+        return Comparison(options, now=timezone.now(), logs=Path(logs), bar=bar).run()
