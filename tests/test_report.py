@@ -1,6 +1,7 @@
 """What is made of a comparison's result: the verdict, the tables, and the page, looked at in a real browser."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
@@ -16,7 +17,7 @@ from comparison import tables, verdict
 from comparison.charts import growth_chart
 from comparison.measurements import Key, Result, Scenario, Spread, Values
 from comparison.quantities import duration, number, span, times
-from comparison.report import Report
+from comparison.report import Report, print_table
 from comparison.verdict import Finding
 from tests import comparison_example
 from tests.comparison_example import scenario
@@ -317,6 +318,17 @@ def test_the_terminal_shows_every_scenario_and_the_verdict(result: Result, width
     columns = [name for section in Report(result).sections for table in section.tables for name in table.columns]
     assert [word for name in columns for word in name.split() if word not in text.split()] == []
     assert max(len(line) for line in output.getvalue().splitlines()) <= width
+
+
+def test_no_table_is_cut_off_on_a_terminal_of_80_columns(result: Result) -> None:
+    report = Report(result)
+    for table in (report.glance, *(table for section in report.sections for table in section.tables)):
+        output = StringIO()
+
+        print_table(table, Console(file=output, width=80))
+
+        words = " ".join([*table.columns, *(cell for row in table.rows for cell in row)]).split()
+        assert Counter(words) - Counter(output.getvalue().split()) == Counter()
 
 
 def test_how_much_of_a_run_was_start_up_is_said_beside_what_it_needs() -> None:
