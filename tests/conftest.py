@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="shows what only PostgreSQL can do"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
 def as_in_a_terminal() -> Iterator[None]:
     """Ctrl-C and a closed terminal take effect, here and in new processes; `nohup make test &` has them ignored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}

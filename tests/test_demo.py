@@ -67,7 +67,7 @@ HOSTILE = {
 
 
 @pytest.fixture
-def demo_environment(tmp_path: Path, as_in_a_terminal: None) -> dict[str, str]:
+def demo_environment(tmp_path: Path) -> dict[str, str]:
     """As a newcomer has it, but with the database elsewhere."""
     return environment.fixed(DEMO_DATABASE=str(tmp_path / "demo.sqlite3"))
 

@@ -9,8 +9,6 @@ import pytest
 
 from sandbox import servers
 
-pytestmark = pytest.mark.usefixtures("as_in_a_terminal")
-
 
 def test_a_process_that_is_born_as_ctrl_c_is_pressed_is_stopped_as_well(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
