@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
+pytestmark = pytest.mark.faults  # no faults, but half a minute of new projects and processes
+
 PAGE = (settings.BASE_DIR / "docs" / "adopt.md").read_text()
 
 HOST_SETTINGS = """

@@ -198,6 +198,7 @@ def test_a_tick_of_beat_expires_many_slices_as_a_chord(celery: Process, tick: Pe
     assert "Connection to broker lost" not in (tmp_path / "worker.log").read_text()
 
 
+@pytest.mark.faults
 def test_a_single_slice_needs_no_chord_and_what_is_refused_is_one_line(
     celery: Process, send: Send, tmp_path: Path
 ) -> None:

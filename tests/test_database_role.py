@@ -19,7 +19,7 @@ from tests.conftest import ManagePy, Process, database_url
 from tests.factories import NoticeFactory, make_accounts
 from tests.faults.conftest import ticks_every_second
 
-pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
 PAGE = (settings.BASE_DIR / "docs" / "deploy.md").read_text()
 

@@ -192,6 +192,7 @@ def health(port: int, page: str = "/health/") -> tuple[int, str] | None:
         connection.close()
 
 
+@pytest.mark.faults
 @pytest.mark.django_db(transaction=True)
 def test_half_sent_requests_do_not_stop_the_server(gunicorn: Gunicorn) -> None:
     half = (
