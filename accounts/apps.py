@@ -1,4 +1,4 @@
-"""The accounts app: the domain, and nothing else."""
+"""The configuration of the accounts app."""
 
 from django.apps import AppConfig
 

@@ -1,6 +1,6 @@
-"""What our tasks have in common: checked arguments, retries, redelivery, limits, and a check before they can run.
+"""Base classes of the tasks: checked arguments, retries, redelivery, time limits, and a check of the settings.
 
-The options stand on the tasks, so that they hold in any project's Celery app, whatever its settings say.
+The options are set on the tasks, so that they hold in any project's Celery app, whatever its settings are.
 """
 
 import logging
@@ -29,16 +29,16 @@ HIGHEST_NUMBER = 2**31 - 1
 
 
 class WrongArguments(Exception):  # noqa: N818 (it says what happened, as RunRefused does)
-    """A task was sent with arguments that it cannot work with. Nothing was changed, and it is not tried again."""
+    """A task was sent with invalid arguments. Nothing was changed, and the task is not retried."""
 
 
 def check_arguments(run: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Check what a message gives to a task against the task's parameters.
+    """Check the arguments in a message against the task's parameters.
 
-    A parameter annotated as ``int``, or ``int | None``, takes a whole number from 1 to ``HIGHEST_NUMBER``.
+    A parameter annotated as ``int`` or ``int | None`` takes a whole number from 1 to ``HIGHEST_NUMBER``.
 
     Raises:
-        WrongArguments: one is missing, unknown, or no such number; the message names it.
+        WrongArguments: an argument is missing, unknown, or not such a number; the message names it.
     """
     expected = signature(run)
     try:
@@ -56,10 +56,10 @@ def check_arguments(run: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
 
 
 class BaseTask(AnyTask):
-    """A task with checked arguments, limited in time, that is retried when the database is away for a moment.
+    """A task with checked arguments and time limits, which is retried when the database is down.
 
-    Five retries, after about 1, 2, 4, 8 and 16 seconds, with jitter so that the workers do not come back all at once.
-    Then it fails, loudly; the next tick is the next try.
+    Five retries, after about 1, 2, 4, 8 and 16 seconds, with jitter so that the workers do not all retry at once. Then
+    the task fails; the next tick is the next attempt.
     """
 
     Request = "accounts.consumer:Request"
@@ -75,32 +75,32 @@ class BaseTask(AnyTask):
     retry_jitter = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task. Outside of ``run``, which is what Celery retries: wrong arguments stay wrong."""
+        """Check the arguments, then run the task. Celery retries only ``run``: wrong arguments stay wrong."""
         check_arguments(self.run, args, kwargs)
         return self.run(*args, **kwargs)
 
 
 class RedeliveredTask(BaseTask):
-    """A task that may run twice, and is handed out again when its process or its worker dies."""
+    """A short task that may run twice, and is redelivered when its process or its worker dies."""
 
-    # Acknowledged when done, so that it is handed out again when its worker dies: it is short and may run twice.
+    # Acknowledged when done, so that the broker redelivers it when its worker dies.
     acks_late = True
-    # When only its process dies it is one more retry: rejected instead, one that kills it every time would be
-    # redelivered forever.
+    # When only its process dies, that counts as a retry. If the message were rejected instead, a task that kills its
+    # process every time would be redelivered forever.
     retry_on_worker_lost = True
     default_retry_delay = 1
-    reject_on_worker_lost = True  # for when the retry could not be sent
+    reject_on_worker_lost = True  # applies when the retry could not be sent
 
 
 class RunTask(RedeliveredTask):
-    """A task whose failure, when it has no retries left, fails the run it belongs to. The run's other slices go on."""
+    """A task that fails its run when it has no retries left. The run's other slices continue."""
 
 
 @task_failure.connect
 def report_failure(sender: Any, task_id: str, exception: Exception, kwargs: Mapping[str, Any], **_: Any) -> None:
-    """Write the error into the run's row, and one line into the log where Celery is told to log no traceback.
+    """Store the error in the run's row, and log one line for an exception in ``throws``.
 
-    A signal, because ``on_failure`` is not called when the process was killed.
+    A signal handler, because Celery does not call ``on_failure`` when the process was killed.
     """
     if isinstance(sender, BaseTask) and isinstance(exception, sender.throws):
         logger.error(Fields("task_refused", task=sender.name, task_id=task_id, error=str(exception)))
@@ -111,10 +111,10 @@ def report_failure(sender: Any, task_id: str, exception: Exception, kwargs: Mapp
 @worker_init.connect
 @beat_init.connect
 def refuse_to_start_misconfigured(**_: Any) -> None:
-    """Stop the worker or beat when a system check finds an error; by itself Celery runs them and drops the result.
+    """Stop the worker or beat when a system check finds an error. Celery alone runs the checks and ignores the result.
 
     Raises:
-        SystemExit: naming every setting that is wrong.
+        SystemExit: a setting is wrong; the message names every one.
     """
     try:
         require_valid_settings()

@@ -1,4 +1,4 @@
-"""System checks: a wrong setting stops every command, worker and beat before it can expire anybody."""
+"""System checks: a wrong setting stops every command, worker and beat before it can expire an account."""
 
 import ipaddress
 import re
@@ -15,14 +15,14 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, register, run_checks
 from django.core.exceptions import ImproperlyConfigured
 
-# Ten years: more days are a typing mistake, and with far more no date can be calculated.
+# Ten years. More days are a typing error; dates overflow with far more.
 MOST_DAYS = 3650
 MOST_HOURS = 365 * 24
 UNSET = object()
 
 
 class Rule(NamedTuple):
-    """What a setting must be: ``holds`` decides it, ``must_be`` says it."""
+    """The rule of a setting: ``holds`` tests its value, ``must_be`` describes a valid one."""
 
     id: str
     setting: str
@@ -32,12 +32,12 @@ class Rule(NamedTuple):
 
 
 def whole(value: object, lowest: int, highest: int) -> bool:
-    """Whether it is a whole number within these bounds; True and False are none."""
+    """Whether ``value`` is a whole number within these bounds; a boolean is not."""
     return type(value) is int and lowest <= value <= highest
 
 
 def reminders(value: object) -> bool:
-    """Whether these are whole days, each before the one that follows."""
+    """Whether ``value`` is a list of whole days, from high to low, each once."""
     return (
         isinstance(value, list | tuple)
         and all(whole(day, 1, MOST_DAYS) for day in value)
@@ -46,7 +46,7 @@ def reminders(value: object) -> bool:
 
 
 def public_site(value: object) -> bool:
-    """Whether customers, who are elsewhere, could reach this address."""
+    """Whether ``value`` is a URL that customers can reach from the internet."""
     try:
         url = urlsplit(str(value))
         host = url.hostname or ""
@@ -60,12 +60,12 @@ def public_site(value: object) -> bool:
 
 
 def text(pattern: str) -> Callable[[Any], bool]:
-    """A test that a setting is text which this pattern matches as a whole."""
+    """A test that a setting is a string that this pattern matches completely."""
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 def days(id: str, setting: str, lowest: int) -> Rule:  # noqa: A002 (as Django calls it)
-    """The rule of a setting that counts days."""
+    """The rule of a setting in days."""
     return Rule(
         id,
         setting,
@@ -74,7 +74,7 @@ def days(id: str, setting: str, lowest: int) -> Rule:  # noqa: A002 (as Django c
     )
 
 
-ONE_LINE = text(r"[^\x00-\x1f\x7f]*")  # a newline would begin another header of a mail
+ONE_LINE = text(r"[^\x00-\x1f\x7f]*")  # a newline would start another mail header
 RULES = [
     days("E001", "TRIAL_DAYS", 1),
     days("E001", "TRIAL_GRACE_DAYS", 0),
@@ -129,7 +129,7 @@ IN_PRODUCTION = [
         quoted=False,
     ),
 ]
-# Recorded as sent, and unknown to the customer.
+# With these backends a mail would be recorded as sent, and no customer would receive it.
 GOES_NOWHERE = {f"django.core.mail.backends.{name}.EmailBackend" for name in ("console", "dummy", "locmem")}
 WITH_NOTICES_ON = [
     Rule(
@@ -156,7 +156,7 @@ WITH_NOTICES_ON = [
 
 @register("accounts")
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Every setting that ``accounts`` reads is there and makes sense; production is held to more than development."""
+    """Check every setting that ``accounts`` reads; production has more rules than development."""
     errors = _broken(RULES)
     if not settings.DEBUG:
         errors += _broken(IN_PRODUCTION, " in production")
@@ -166,10 +166,10 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 
 def require_valid_settings() -> None:
-    """Stop a process for which Django runs no system checks: a worker, beat, a web server.
+    """Run the system checks in a process for which Django runs none: a worker, beat, a web server.
 
     Raises:
-        ImproperlyConfigured: a system check of ``accounts`` found errors; one line holds all of them.
+        ImproperlyConfigured: a system check of ``accounts`` found errors; the message is one line with all of them.
     """
     errors = run_checks(tags=["accounts"])
     if messages := [error.msg for error in errors if error.is_serious() and not error.is_silenced()]:

@@ -1,6 +1,6 @@
-"""How a worker takes messages from the broker and acknowledges them, where Celery alone would stop working.
+"""The worker's consumer and request, which survive malformed messages and failed acknowledgements.
 
-Imported by workers only. The tasks name ``Request`` themselves; ``Consumer`` is set by CELERY_WORKER_CONSUMER.
+Imported by workers only. The tasks name ``Request``; CELERY_WORKER_CONSUMER names ``Consumer``.
 """
 
 import logging
@@ -17,14 +17,14 @@ from accounts.log import Fields
 logger = logging.getLogger(__name__)
 
 LONGEST_TIME_LIMIT = 10**9
-"""Seconds that a message may ask for; with more, the worker's timer overflows."""
+"""The longest time limit in seconds that a message may request; the worker's timer overflows with more."""
 
 
 class Consumer(CeleryConsumer):
     """Rejects a malformed message and logs one line, where Celery's own consumer ends the worker (celery issue 7975).
 
-    By itself Celery also puts such a message back when it ends, so that it ends again at every start; and what it does
-    survive it logs with the whole body, which may name a customer.
+    Celery's own consumer also requeues such a message when it ends, so the worker ends again at every start. It logs
+    the messages that it does reject with their whole body, which may name a customer.
     """
 
     connection_errors: tuple[type[Exception], ...]
@@ -32,22 +32,22 @@ class Consumer(CeleryConsumer):
 
     @property
     def _broker_errors(self) -> tuple[type[Exception], ...]:
-        """What is no fault of a message: there is none, the connection is lost, or the broker refuses a command."""
+        """Errors that no message causes: the queue is empty, the connection is lost, the broker refuses a command."""
         return (Empty, *self.connection_errors, *self.channel_errors)
 
     _received: tuple[bytes, bytes] = b"", b""
 
     def start(self) -> None:
-        """Work until told to stop. A broker that refuses a command, such as a full Redis, ends the worker in a line."""
+        """Consume until stopped. A broker that refuses a command, such as a full Redis, ends the worker in one line."""
         try:
             super().start()
         except self.channel_errors as refusal:
-            why = str(refusal).rpartition(" caused error: ")[2]  # without the command, which may hold a message
+            why = str(refusal).rpartition(" caused error: ")[2]  # without the command, which may contain a message
             logger.critical("The broker refuses to work with this worker: %s", why)
             raise WorkerShutdown(1) from None
 
     def connect(self) -> Any:
-        """Connect, and guard what is read from a Redis list: there the envelope of a message is text, too."""
+        """Connect, and guard the reading from Redis, where the envelope of a message can be malformed too."""
         connection: Any = super().connect()
         if connection.transport.driver_type == "redis":
             channel = connection.default_channel
@@ -67,22 +67,22 @@ class Consumer(CeleryConsumer):
 
         try:
             return read()
-        except (KeyError, DataError) as error:  # no envelope, a delivery tag that is no text
+        except (KeyError, DataError) as error:  # no envelope, or a delivery tag that is not a string
             _log_rejection(error, *self._received)
         except self._broker_errors:
             raise
-        except Exception as error:  # anything may be in a message
+        except Exception as error:  # a message may contain anything
             _log_rejection(error, *self._received)
 
     def create_task_handler(self, *args: Any) -> Callable[[Any], None]:
-        """Answer with what handles a message whose envelope could be read."""
+        """Return the handler of a message whose envelope could be read."""
         handle = super().create_task_handler(*args)
 
         def handle_or_reject(message: Any) -> None:
             try:
                 _check(message)
                 handle(message)
-            except KeyError as error:  # kombu counts it among the errors of a connection to Redis
+            except KeyError as error:  # kombu lists it among the connection errors of Redis
                 self.on_decode_error(message, error)
             except self._broker_errors:
                 raise
@@ -111,7 +111,7 @@ class Consumer(CeleryConsumer):
 
 
 def _check(message: Any) -> None:
-    """Raise where Celery would not look until it starts or times the task, outside of ``handle_or_reject``."""
+    """Raise on what Celery reads only when it starts or times the task, outside of ``handle_or_reject``."""
     body, headers = message.payload, message.headers
     if isinstance(body, dict):  # protocol 1
         args, kwargs, embed = body.get("args", []), body.get("kwargs", {}), {}
@@ -131,7 +131,7 @@ def _check(message: Any) -> None:
 
 
 def _log_rejection(error: Exception, queue: Any, content: Any) -> None:
-    # Without the words of the message, and of the error, which may quote them.
+    # Without the body of the message and the text of the error, which may quote it.
     fields = Fields(
         "message_rejected",
         queue=queue.decode(errors="replace") if isinstance(queue, bytes) else queue,
@@ -143,14 +143,14 @@ def _log_rejection(error: Exception, queue: Any, content: Any) -> None:
 
 
 class Request(CeleryRequest):
-    """A message in work that, when the broker cannot be told that it is done, makes the worker connect anew.
+    """A message being processed, which makes the worker reconnect when it cannot be acknowledged.
 
-    By itself Celery logs "Couldn't ack" and goes on. But the message still counts as one that the worker holds; when it
-    holds as many as it may, which with one process is one, the worker lives, answers pings, and takes no other message
-    ever again. A new connection starts with a clean count, and what was not acknowledged is handed out again.
+    Celery's own request logs "Couldn't ack" and continues. But the message still counts towards the prefetch limit.
+    When the limit is reached, which with one process takes one message, the worker answers pings and never receives
+    another message. A new connection starts with an empty count, and the broker redelivers what was not acknowledged.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # The errors that are only logged when they happen on acknowledging: none. In the worker's event loop, where
-        # messages are acknowledged, such an error is what tells it that the connection is lost.
+        # Celery only logs these errors when they occur during an acknowledgement. None are listed, so that the error
+        # reaches the worker's event loop, which then reconnects.
         super().__init__(*args, **{**kwargs, "connection_errors": ()})

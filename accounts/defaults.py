@@ -1,32 +1,32 @@
-"""The default of each setting that ``accounts`` reads. accounts/checks.py says what each may be.
+"""The default of each setting that ``accounts`` reads. accounts/checks.py defines the valid values.
 
-A project's settings begin with ``from accounts.defaults import *`` and then say what differs.
+A project's settings begin with ``from accounts.defaults import *`` and then override what differs.
 """
 
 # --- The rule ---
 
 TRIAL_DAYS = 60  # for accounts created from now on
 TRIAL_GRACE_DAYS = 1
-# The fuse: a run that finds more accounts due than this refuses to touch any. None: nothing is refused.
+# The fuse: a run that finds more accounts due than this changes none. None: no limit.
 TRIAL_EXPIRY_MAX: int | None = None
-# Alarm when no run succeeded for this long. Three ticks of the hourly schedule: one may fail unnoticed.
+# Alert when no run succeeded for this long. Three ticks of the hourly schedule, so that one failure raises no alert.
 TRIAL_RUN_MAX_AGE_HOURS = 3.0
-# How long the ledger keeps runs that expired nobody.
+# How long the ledger keeps runs that expired no account.
 TRIAL_LEDGER_DAYS = 365
 
 # --- Monitoring ---
 
-# Whoever asks for the metrics must bring it: "Authorization: Bearer ...". Empty, there is no such page.
+# The bearer token that a request for the metrics must send. Empty: the metrics page does not exist.
 METRICS_TOKEN = ""
 
-# --- What customers are told ---
+# --- Mails to customers ---
 
 TRIAL_NOTICES = False
 TRIAL_REMINDER_DAYS = [7, 1]  # before the end, from high to low
-TRIAL_NOTICE_WINDOW_DAYS = 7  # after the expiry; who expired earlier is not told
-# A mail that fell due before this moment is not sent. After a restore: the moment of the restore. None: no limit.
+TRIAL_NOTICE_WINDOW_DAYS = 7  # no mail about an expiry that is older than this
+# A mail that became due before this moment is not sent. After a restore: the moment of the restore. None: no limit.
 TRIAL_NOTICES_SINCE = None
-TRIAL_NOTICE_RATE: int | None = None  # mails a minute, of each process that sends; None: no limit
+TRIAL_NOTICE_RATE: int | None = None  # mails per minute, for each process that sends; None: no limit
 TRIAL_NOTICE_UNSUBSCRIBE = ""  # for the header List-Unsubscribe: a link or mailto:
 SITE_NAME = "Trial expiry"
 SITE_URL = "http://localhost:8000"

@@ -1,7 +1,6 @@
-"""Sending the mails that are owed: claim a notice, send its mail, record what became of it.
+"""Delivery of the mails that are owed: claim a notice, send its mail, record the outcome.
 
-Nothing here knows of Celery or of the command line, and nothing here runs unless ``settings.TRIAL_NOTICES`` is on: both
-callers ask.
+Independent of Celery and of the command line. The callers check ``settings.TRIAL_NOTICES`` first.
 """
 
 import logging
@@ -30,48 +29,48 @@ from accounts.retry import with_retries
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
-"""A mail that was refused for good, or may have arrived, this often is given up, within a day of the first attempt."""
+"""A mail is given up after this many permanent refusals or attempts without an answer, within a day of the first."""
 
 RETRY_AFTER = timedelta(minutes=15)
-"""When to try a mail again: after a failure that may pass, and after its first refusal for good."""
+"""When to retry a mail after a temporary failure, and after its first permanent refusal."""
 
 LEASE = timedelta(hours=4)
-"""When to try a mail again that may have arrived, because no answer came or the process died.
+"""When to retry a mail that may have arrived, because no answer came or the process died.
 
-Two processes never send the same notice, because sending one takes less than this: a process that has used half of it
-before the mail gives up, and the mail itself takes four answers of at most ``settings.EMAIL_TIMEOUT`` seconds.
+Two processes never send the same notice, because sending one takes less than this: a process that used half of it
+before it sends the mail stops, and the mail itself takes four answers of at most ``settings.EMAIL_TIMEOUT`` seconds.
 """
 
 TROUBLE_IN_A_ROW = 3
-"""After so many mails in a row that were put off, it is the server and not the mail: the delivery ends."""
+"""The delivery ends after this many deferred mails in a row, because then the cause is the server and not the mail."""
 
 
 def backoff(attempts: int) -> timedelta:
-    """How long to wait after so many refusals for good: 15 minutes, 1, 4 and 16 hours."""
+    """The wait after this many permanent refusals: 15 minutes, 1, 4 and 16 hours."""
     return RETRY_AFTER * math.pow(4, attempts - 1)
 
 
 @dataclass(kw_only=True, slots=True)
 class Delivery:
-    """What became of the notices that one delivery took up."""
+    """The outcome of one delivery, as numbers of notices."""
 
     sent: int = 0
     skipped: int = 0
-    """No longer true when their turn came."""
+    """No longer true when they were claimed."""
     refused: int = 0
-    """Refused for good, without a usable address, or impossible to compose; tried again later."""
+    """Permanently refused, without a usable address, or impossible to compose; retried later."""
     given_up: int = 0
     """Failed for the last time."""
     put_off: int = 0
-    """Refused for the moment, cut off, or failed for a reason that is not this mail's; tried again later."""
+    """Temporarily refused, disconnected, or failed for a reason that this mail did not cause; retried later."""
     trouble: str = ""
-    """Why the delivery ended early: what is wrong with the mail server."""
+    """What is wrong with the mail server, when that ended the delivery early."""
     finished: bool = False
-    """Nothing was left to deliver."""
+    """Whether nothing was left to deliver."""
 
     @property
     def taken_up(self) -> int:
-        """How many notices this delivery had in its hands."""
+        """How many notices this delivery claimed."""
         return self.sent + self.skipped + self.refused + self.given_up + self.put_off
 
     def __str__(self) -> str:
@@ -86,23 +85,21 @@ def deliver_notices(
     stop: Callable[[], bool] = lambda: False,
     interrupts: tuple[type[Exception], ...] = (),
 ) -> Delivery:
-    """Send the notices that are due for an attempt at ``now``, one after the other; on any number of processes at once.
+    """Send the notices whose next attempt is due at ``now``, one after the other. Any number of processes may do so.
 
-    An attempt is recorded before the mail server is talked to, and no transaction is open while it is. So a process
-    that is killed, or a database that is gone, costs at most one mail a repeat, with the same Message-ID, four hours
-    later; the others have their turn. docs/operations.md, "Mails", lists what fails how, and when it is tried again.
-
-    Every mail is checked once more when the connection is open, and skipped when it is no longer true. When the server
-    cannot be reached, or three mails in a row are put off, the delivery ends and says so in ``trouble``.
+    An attempt is recorded before the mail is sent, and no transaction is open while the mail server answers. Each mail
+    is checked again when the connection is open, and skipped when it is no longer true. When the server cannot be
+    reached, or three mails in a row are deferred, the delivery ends and says so in ``trouble``. docs/operations.md,
+    "Mails", lists the failures, and when each is retried.
 
     Args:
-        now: the moment to judge by, with a time zone. It moves on while the delivery lasts.
-        limit: the most notices to take up.
-        stop: asked before every mail whether to end here.
-        interrupts: exceptions of the caller's, such as a time limit, that may strike in the middle of a mail. They end
+        now: the moment to apply the rules to, with a time zone. It advances while the delivery lasts.
+        limit: the most notices to claim.
+        stop: called before every mail; True ends the delivery.
+        interrupts: exceptions of the caller, such as a time limit, that may be raised while a mail is sent. They end
             the delivery; that mail may have arrived.
 
-    With ``settings.TRIAL_NOTICE_RATE``, this process sends at most so many mails a minute.
+    With ``settings.TRIAL_NOTICE_RATE``, this process sends at most that many mails per minute.
     """
     delivery = Delivery()
     in_a_row = 0
@@ -134,7 +131,7 @@ def deliver_notices(
     except MailServerAwayError as error:
         delivery.trouble = str(error)
     finally:
-        with suppress(OSError):  # a server that does not even take a goodbye has no say in what was sent
+        with suppress(OSError):  # a failed QUIT does not change what was sent
             mailer.close()
         logger.info(Fields("deliver_notices", **asdict(delivery)))
     return delivery
@@ -147,8 +144,8 @@ def _wait(seconds: float, stop: Callable[[], bool]) -> None:
 
 
 def _claim(now: datetime) -> Notice | None:
-    """Put an attempt at the next notice on record, and return the notice as it was before that; None without one."""
-    # durable: the attempt must be on record, and its lock gone, before the mail server is talked to.
+    """Record an attempt at the next notice, and return the notice as it was before; None when there is none."""
+    # durable: the attempt must be committed, and its lock released, before the mail is sent.
     with transaction.atomic(durable=True):
         notice = Notice.objects.deliverable(now).select_for_update(skip_locked=True).first()
         if notice is not None:
@@ -160,7 +157,7 @@ def _claim(now: datetime) -> Notice | None:
 
 
 def _record(claim: Notice, **values: Any) -> None:
-    """End the claim and write down its outcome, unless the notice is somebody else's by now."""
+    """End the claim and record its outcome, unless another process has claimed the notice since."""
     mine = Notice.objects.filter(pk=claim.pk, claimed=claim.claimed)
     with_retries(lambda: mine.update(claimed=None, **values))
 
@@ -168,7 +165,7 @@ def _record(claim: Notice, **values: Any) -> None:
 def _deliver(
     claim: Notice, mailer: BaseEmailBackend, clock: Callable[[], datetime], interrupts: tuple[type[Exception], ...]
 ) -> str:
-    """See to a claimed notice; returns the field of Delivery to count it in."""
+    """Deliver a claimed notice; returns the field of Delivery that counts it."""
     if claim.attempts >= MAX_ATTEMPTS:
         error = f"Given up after {claim.attempts} attempts; the process of the last one died or was stopped."
         _record(claim, status=Notice.Status.GIVEN_UP, attempts=claim.attempts, last_error=error)
@@ -198,7 +195,7 @@ def _send(
             send(message, mailer)
         except interrupts:
             raise
-        except Exception as error:  # templates and mail backends raise what they like
+        except Exception as error:  # templates and mail backends may raise any exception
             if is_second_try or is_new or not was_dropped(error):
                 return _record_failure(claim, error, meaning(error) if message else Failure.REFUSED, clock())
         else:
@@ -208,7 +205,7 @@ def _send(
 
 
 def _still_owed(claim: Notice, now: datetime) -> Notice | None:
-    """The notice and its customer as they are now, if it is still ours, and still true."""
+    """The notice and its customer as they are now, if this process still holds the claim and the notice is true."""
     notice = Notice.objects.select_related("account__user").filter(pk=claim.pk, claimed=claim.claimed).first()
     return notice if notice and is_true(notice, now=now) else None
 
@@ -225,13 +222,13 @@ def _record_failure(claim: Notice, error: Exception, failure: Failure, now: date
         last_error=reason(error),
     )
     outcome = "given_up" if given_up else "refused" if failure == Failure.REFUSED else "put_off"
-    # Not the words of the error: they may hold an address.
+    # Without the text of the error, which may contain an address.
     logger.info(Fields("deliver_notices", notice=claim.pk, outcome=outcome, error=type(error).__name__))
     return outcome
 
 
 def compose(notice: Notice, *, now: datetime) -> EmailMultiAlternatives:
-    """The mail of a notice, from the templates in ``accounts/notices/``, which a project can override."""
+    """Build the mail of a notice from the templates in ``accounts/notices/``, which a project can override."""
     user = notice.account.user
     if not user.email:
         raise ValueError("The user has no e-mail address.")
@@ -257,7 +254,7 @@ def compose(notice: Notice, *, now: datetime) -> EmailMultiAlternatives:
 
 
 def message_id(notice: Notice) -> str:
-    """Made of what the mail says: a repeat is known as one, also after the database was restored from an older dump."""
+    """The Message-ID, built from what the mail says, so that a repeat has the same one, even after a restore."""
     domain = parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2]
     what = f"{notice.kind}-{notice.days_before}" if notice.days_before else notice.kind
     return f"<trial-{what}.{notice.account_id}.{notice.trial_ends_at:%Y%m%d%H%M%S%f}@{domain}>"

@@ -1,4 +1,4 @@
-"""Erase a person: the user with the account and its notices, and the name wherever else it is written."""
+"""Erase a person: the user with the account and its notices, and the name in the ledger and the admin's log."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,18 +18,18 @@ ERASED = "(erased)"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Traces:
-    """What the database holds of a person."""
+    """What the database stores about a person."""
 
     accounts: QuerySet[Account]
     notices: QuerySet[Notice]
     undone: QuerySet[ExpiryRun]
-    """Runs that the person undid: the ledger has the user name."""
+    """Runs that the person undid: the ledger stores the user name."""
     log: "QuerySet[LogEntry] | None"
-    """The admin's entries about the person; None where the admin is not installed."""
+    """The admin's log entries about the person; None when the admin is not installed."""
 
 
 def traces(*, user: AbstractBaseUser) -> Traces:
-    """Find what the database holds of the person, besides the user's own row and what points to it."""
+    """Find what the database stores about the person, except the user's own row and other rows that point to it."""
     return Traces(
         accounts=Account.objects.filter(user=user.pk),
         notices=Notice.objects.filter(account__user=user.pk),
@@ -48,8 +48,8 @@ def _log_entries(user: AbstractBaseUser) -> "QuerySet[LogEntry]":
 def erase(*, user: AbstractBaseUser) -> None:
     """Delete the user, the account and its notices; the name in the admin's log and in the ledger becomes "(erased)".
 
-    The counts of runs stay: in the ledger's sums a deleted account counts like one that was extended since. What the
-    user did in the admin goes with the user.
+    The counts of runs stay: the ledger counts a deleted account like one that was extended since. Log entries about
+    what the user did in the admin are deleted with the user.
     """
     with transaction.atomic():
         found = traces(user=user)

@@ -1,4 +1,4 @@
-"""What is wrong with trial expiry, judged by its effect, whichever path runs it: late accounts, the last success."""
+"""The freshness check: the age of the last successful run, by either path, and accounts that are due for too long."""
 
 from datetime import datetime, timedelta
 
@@ -8,12 +8,12 @@ UNSUCCESSFUL = [ExpiryRun.Status.FAILED, ExpiryRun.Status.REFUSED, ExpiryRun.Sta
 
 
 def problems(*, now: datetime, max_age: timedelta) -> list[str]:
-    """What is wrong with trial expiry, a sentence each; empty when nothing is.
+    """The problems of trial expiry, one sentence each; empty when there are none.
 
     Args:
-        now: the moment to judge at, by the database's clock.
+        now: the moment to check at, by the database's clock.
         max_age: how long ago the last successful run may be, and how long a due account may stay trialing. A few times
-            the interval of the schedule, so that one failure raises no alarm.
+            the interval of the schedule, so that one failure raises no alert.
     """
     found = []
     fresh = ExpiryRun.objects.succeeded_since(now - max_age, now=now)
@@ -21,7 +21,7 @@ def problems(*, now: datetime, max_age: timedelta) -> list[str]:
         found.append(f"No run has succeeded within {max_age / timedelta(hours=1):g} hours; {last_success()}.")
     unsuccessful = ExpiryRun.objects.filter(status__in=UNSUCCESSFUL).exclude(error="")
     if fresh:
-        # A refusal is reported at once: the next tick does not cure it.
+        # A refusal is reported at once, because the next tick will be refused too.
         unsuccessful = unsuccessful.filter(status=ExpiryRun.Status.REFUSED, pk__gt=fresh.pk)
     if latest := unsuccessful.order_by("-pk").first():
         found.append(f"The latest {latest.status} run, {latest.pk} by {latest.path}, says: {latest.error}")

@@ -1,6 +1,6 @@
-"""The ledger: how a run is opened, counted, closed and found dead, the signals, and how long a run is kept.
+"""The ledger: open, count, close and prune runs, detect dead ones, and send the signals.
 
-The verbs of ``accounts.services`` write it; everything else only reads it.
+``accounts.services`` writes to it; everything else only reads.
 """
 
 import logging
@@ -21,27 +21,27 @@ from accounts.models import ExpiryRun, grace_cutoff
 logger = logging.getLogger(__name__)
 
 SILENT_FOR = timedelta(minutes=10)
-"""A run that has committed no slice for this long is taken for dead. If it lives after all, it goes on unharmed."""
+"""A run that has committed no slice for this long is marked interrupted. If its process is alive, it continues."""
 
 LONGEST_ERROR = 2000
-"""Characters of an error that the ledger keeps."""
+"""The number of characters of an error that the ledger stores."""
 
 trials_expired = Signal()
 """Sent with ``run``, an ExpiryRun, when a run has succeeded; at most once for each run.
 
-A receiver that raises is logged and cannot fail the run. A process that is killed at that moment sends nothing: derive
-what must not be lost from the accounts that point to the run.
+An exception in a receiver is logged and does not fail the run. A process that is killed at that moment sends nothing:
+derive what must not be lost from the accounts that point to the run.
 """
 
 expiry_undone = Signal()
 """Sent with ``run`` and ``undone``, a number of accounts, when an undo has put accounts back on trial.
 
-Like ``trials_expired``; sent again by a second undo of the same run that puts back more.
+The guarantees are those of ``trials_expired``. A second undo of the same run that puts back more sends it again.
 """
 
 
 def database_now() -> datetime:
-    """The moment by the database's clock, which all processes share."""
+    """The current time by the database's clock, which all processes share."""
     if connection.vendor != "postgresql":
         return timezone.now()  # SQLite runs in this process
     with connection.cursor() as cursor:
@@ -51,7 +51,7 @@ def database_now() -> datetime:
 
 
 def new_run(*, path: ExpiryRun.Path, now: datetime, task_id: str) -> ExpiryRun:
-    """A run that is not stored yet. What it will expire is decided here, once: every slice obeys its ``cutoff``."""
+    """A new run, not stored yet. It fixes ``cutoff``, which every slice applies."""
     return ExpiryRun(path=path, as_of=now, cutoff=grace_cutoff(now), host=socket.gethostname()[:255], task_id=task_id)
 
 
@@ -64,12 +64,12 @@ def refuse(run: ExpiryRun, why: str) -> None:
 
 
 TAKES_ACCOUNTS = [ExpiryRun.Status.RUNNING, ExpiryRun.Status.INTERRUPTED, ExpiryRun.Status.FAILED]
-"""A run that was taken for dead may live after all, and one that failed has slices that go on. Any other takes no more
-accounts: a message that is redelivered after its run succeeded must not expire accounts put back meanwhile."""
+"""A run that was marked interrupted may still be alive, and one that failed has slices that continue. Any other expires
+no more accounts: a message redelivered after its run succeeded must not expire accounts put back on trial since."""
 
 
 def count_expired(run: ExpiryRun, expired: int, locked: timedelta) -> bool:
-    """Add a slice to the run, in the slice's transaction; False when the run takes no more accounts, or is gone."""
+    """Add a slice to the run, in the slice's transaction; False when the run expires no more, or was deleted."""
     counted = ExpiryRun.objects.filter(pk=run.pk, status__in=TAKES_ACCOUNTS).update(
         expired_count=F("expired_count") + expired,
         longest_slice=Greatest(F("longest_slice"), Value(locked)),
@@ -79,20 +79,20 @@ def count_expired(run: ExpiryRun, expired: int, locked: timedelta) -> bool:
 
 
 def count_undone(run: ExpiryRun, undone: int) -> bool:
-    """Add a slice of an undo to the run, in the slice's transaction; False when the run is gone."""
+    """Add a slice of an undo to the run, in the slice's transaction; False when the run was deleted."""
     return ExpiryRun.objects.filter(pk=run.pk).update(undone_count=F("undone_count") + undone) == 1
 
 
 def mark_undone(run: ExpiryRun, *, by: str) -> None:
-    """From here on no slice of the run expires anybody. A refused run stays refused; who undid it first is kept."""
+    """Mark the run undone, so that its slices expire no more. Keeps who undid it first; a refused run stays refused."""
     once = ExpiryRun.objects.filter(pk=run.pk).exclude(status__in=[ExpiryRun.Status.REFUSED, ExpiryRun.Status.UNDONE])
     once.update(status=ExpiryRun.Status.UNDONE, finished=Coalesce("finished", Now()), undone_at=Now(), undone_by=by)
 
 
 def mark_dead_runs_interrupted() -> None:
-    """Close the runs that have been silent for ``SILENT_FOR``.
+    """Close the runs that have committed no slice for ``SILENT_FOR``.
 
-    Their accounts need no repair: what they expired is counted, and what they left is due for whoever runs next.
+    Their accounts need no repair: what they expired is counted, and what they left is still due for the next run.
     """
     silent = ExpiryRun.objects.filter(status=ExpiryRun.Status.RUNNING, heartbeat__lt=Now() - Value(SILENT_FOR))
     for run in silent:
@@ -109,40 +109,40 @@ def mark_dead_runs_interrupted() -> None:
 def finish_run(*, run_id: int) -> bool:
     """Record that every slice of the run was done, and send ``trials_expired``; False when it was closed before.
 
-    Prunes the ledger as well: here, because every run of either path that succeeds ends here.
+    Also prunes the ledger, because every successful run of either path ends here.
     """
     run = _close(run_id, logging.INFO, ExpiryRun.Status.SUCCEEDED)
     if run:
         trials_expired.send_robust(sender=ExpiryRun, run=run)
         try:
             prune_ledger()
-        except DatabaseError as error:  # nothing depends on it, and the next run tries again
+        except DatabaseError as error:  # nothing depends on it, and the next run retries it
             logger.warning(Fields("ledger_not_pruned", error=type(error).__name__))
     return run is not None
 
 
 def interrupt_run(*, run_id: int) -> None:
-    """Record that the run was stopped by hand."""
+    """Record that a signal stopped the run."""
     _close(run_id, logging.INFO, ExpiryRun.Status.INTERRUPTED, "Stopped by a signal.")
 
 
 def fail_run(*, run_id: int, error: BaseException) -> None:
     """Record that the run failed, and why. What it expired so far remains expired and counted.
 
-    Does not raise: when the database cannot be told, it is logged, and a later run marks this one interrupted.
+    Raises nothing: when the database cannot store it, the error is logged, and a later run marks this one interrupted.
     """
     try:
         if not connection.in_atomic_block and not connection.is_usable():
-            connection.close()  # it may be what failed the run; the next statement opens another
+            connection.close()  # a lost connection may have failed the run; the next statement opens another
         why = one_line(f"{type(error).__name__}: {error}", most=LONGEST_ERROR)
         _close(run_id, logging.ERROR, ExpiryRun.Status.FAILED, why)
     except Error as reason:
-        # Without its traceback: cron would mail that, and the caller reports the error itself.
+        # Without its traceback, which cron would mail: the caller reports the error itself.
         logger.error(Fields("failure_not_recorded", run=run_id, error=type(reason).__name__))  # noqa: TRY400
 
 
 def _close(run_id: int, level: int, status: ExpiryRun.Status, error: str = "") -> ExpiryRun | None:
-    # Also out of INTERRUPTED: a run that was only slow, and taken for dead, ends as what it was.
+    # INTERRUPTED included: a run that was only slow, and marked interrupted, still gets its real outcome.
     still_open = [ExpiryRun.Status.RUNNING, ExpiryRun.Status.INTERRUPTED]
     closed = ExpiryRun.objects.filter(pk=run_id, status__in=still_open).update(
         status=status, finished=Now(), error=error
@@ -179,16 +179,16 @@ def log_slice(run: ExpiryRun, level: int, event: str, **fields: Any) -> None:
 
 
 def _level(run: ExpiryRun, level: int) -> int:
-    """INFO for a run of the command, which reports a refusal or a failure itself, in its one line on stderr."""
+    """INFO for a run of the command, because the command reports a refusal or a failure itself, on stderr."""
     return logging.INFO if run.path == ExpiryRun.Path.COMMAND else level
 
 
 def prune_ledger() -> int:
-    """Delete the runs that began more than ``TRIAL_LEDGER_DAYS`` ago and expired nobody; returns how many.
+    """Delete the runs that began more than ``TRIAL_LEDGER_DAYS`` ago and expired no account; returns how many.
 
-    Most runs of an hourly schedule are such. A run that expired somebody stays, also when no account points to it any
-    more: it answers "why was I expired?", and the sums of the ledger stay true. The latest success of each path stays
-    too: it tells since when a path is not in use.
+    Most runs of an hourly schedule expire none. A run that expired accounts stays, even when no account points to it
+    any more: it answers "why was I expired?", and the sums of the ledger stay correct. The latest success of each path
+    stays too: it shows since when a path is not in use.
     """
     latest = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by().values("path").annotate(Max("pk"))
     old = ExpiryRun.objects.filter(

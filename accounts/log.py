@@ -1,14 +1,14 @@
-"""Log lines made of fields. They never hold an e-mail address, nor words of the database, which could quote one."""
+"""Structured log lines. They never contain an e-mail address, nor text of the database, which could quote one."""
 
 import json
 from typing import Any
 
 
 class Fields(dict[str, Any]):
-    """The message of a log line: its name, and fields that say the rest, such as ``expiry_run run=7 path=celery``.
+    """The message of a log line: an event name and fields, such as ``expiry_run run=7 path=celery``.
 
-    Written so by every plain formatter. python-json-logger, which knows a message that is a dict, makes a key of each
-    field. Fields that are None or empty are left out.
+    Every plain formatter writes it in this form. python-json-logger, which supports a dict as message, writes a key for
+    each field. Fields that are None or empty are omitted.
     """
 
     def __init__(self, name: str, **fields: Any) -> None:
@@ -24,6 +24,6 @@ SPECIAL = ' ="\\\n'
 
 
 def one_line(text: str, *, most: int) -> str:
-    """``text`` in one line of ``most`` characters at most, without control characters: fit to be stored and shown."""
-    cut = text[: 4 * most]  # before it is worked on: it may have millions
+    """``text`` in one line of at most ``most`` characters, without control characters."""
+    cut = text[: 4 * most]  # first, because the text may have millions of characters
     return " ".join("".join(letter if letter.isprintable() else " " for letter in cut).split())[:most]

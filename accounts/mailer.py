@@ -1,4 +1,4 @@
-"""What the answer of a mail server, or of a mail provider with an HTTP API, means for one mail."""
+"""Sends a mail, and classifies the answer of a mail server or of a mail provider with an HTTP API."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,29 +18,29 @@ from django.core.mail.backends.base import BaseEmailBackend
 
 
 class MailServerAwayError(Exception):
-    """There is no connection to the mail server, or it takes no mail for now. No notice was lost."""
+    """The mail server cannot be reached, or accepts no mail for now. No notice was lost."""
 
 
 class Failure(Enum):
-    """What a failed attempt says of a mail."""
+    """The kinds of failed attempts."""
 
     REFUSED = auto()
-    """This mail, or its address, was refused for good."""
+    """The server permanently refused this mail or its address."""
     UNANSWERED = auto()
-    """The mail was handed over, and no answer came. It may have arrived, and SMTP has no way to ask."""
+    """The mail was sent, and no answer came. It may have arrived; SMTP has no command to find out."""
     PUT_OFF = auto()
-    """It did not arrive, for a reason that is not its own and may pass."""
+    """The mail did not arrive, for a temporary reason that it did not cause."""
 
 
 def open_connection(mailer: BaseEmailBackend) -> bool:
-    """Connect to the mail server; False when the connection was open already, and may have been dropped since.
+    """Connect to the mail server; False when the connection was already open, and may have been closed since.
 
     Raises:
         MailServerAwayError: no connection could be opened.
     """
     try:
         return bool(mailer.open())
-    except OSError as error:  # SMTPException is one, also for a wrong password
+    except OSError as error:  # the base class of SMTPException, also of the one for a wrong password
         raise MailServerAwayError(f"The mail server cannot be used: {reason(error)}") from error
 
 
@@ -48,14 +48,14 @@ def send(message: EmailMultiAlternatives, mailer: BaseEmailBackend) -> None:
     """Send over the open connection, which stays open only when the mail server answered.
 
     Raises:
-        Exception: whatever the mail backend raised about this mail.
+        Exception: the exception of the mail backend, of any type.
     """
     try:
         mailer.send_messages([message])
     except (SMTPResponseException, SMTPRecipientsRefused):
-        raise  # an answer: the connection is in order
+        raise  # an answer: the connection is still usable
     except BaseException:
-        # The answer may be on its way, and must not be taken for that to the next mail. So no goodbye either.
+        # The answer may still arrive, and must not be read as the answer to the next mail. So no QUIT is sent either.
         if isinstance(smtp := getattr(mailer, "connection", None), SMTP):
             smtp.close()
         with suppress(OSError):
@@ -64,14 +64,14 @@ def send(message: EmailMultiAlternatives, mailer: BaseEmailBackend) -> None:
 
 
 def meaning(error: Exception) -> Failure:
-    """What an error of ``send`` says of the mail."""
+    """Classify an error that ``send`` raised."""
     if _is_refusal(error):
         return Failure.REFUSED
     return Failure.UNANSWERED if _is_unanswered(error) else Failure.PUT_OFF
 
 
 def was_dropped(error: Exception) -> bool:
-    """Whether the mail server had closed the connection before the mail: a new one will do."""
+    """Whether the mail server closed the connection before the mail was sent, so that it can be sent over a new one."""
     return (
         isinstance(error, SMTPServerDisconnected)
         and not _is_unanswered(error)
@@ -80,7 +80,7 @@ def was_dropped(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """The error in one line, as the mail server said it."""
+    """The error in one line, in the words of the mail server."""
     answers = [(error.smtp_code, error.smtp_error)] if isinstance(error, SMTPResponseException) else []
     if isinstance(error, SMTPRecipientsRefused):
         answers = list(error.recipients.values())
@@ -89,7 +89,7 @@ def reason(error: Exception) -> str:
 
 
 MAIL_REFUSED_BY_HTTP = {400, 422}
-"""Bad Request and Unprocessable Content. Others, such as 401, 403 and 429, are about the account at the provider."""
+"""Bad Request and Unprocessable Content. Others, such as 401, 403 and 429, concern the account at the provider."""
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -97,7 +97,7 @@ def _is_refusal(error: Exception) -> bool:
         return all(code >= 500 for code, _ in error.recipients.values())
     if isinstance(error, SMTPResponseException):
         return error.smtp_code >= 500 and not isinstance(error, SMTPSenderRefused)
-    # The backends of django-anymail, which send by HTTP, are known by what their errors carry.
+    # The errors of django-anymail's backends, which send by HTTP, have a status code or this name.
     if (
         getattr(error, "status_code", None) in MAIL_REFUSED_BY_HTTP
         or type(error).__name__ == "AnymailRecipientsRefused"
@@ -105,12 +105,12 @@ def _is_refusal(error: Exception) -> bool:
         return True
     if isinstance(error, OSError):
         return isinstance(error, SMTPNotSupportedError)
-    return isinstance(error, ValueError)  # Django's word for an address that no server would take
+    return isinstance(error, ValueError)  # raised by Django for an address that no server would accept
 
 
 def _is_unanswered(error: Exception) -> bool:
     if isinstance(error, SMTPServerDisconnected):
-        # smtplib makes this of a timeout, too, and does not say at which step: the mail itself is sent by data().
+        # smtplib also raises this on a timeout, without the step at which it happened; data() sends the mail itself.
         return any(frame.f_code is SMTP.data.__code__ for frame, _ in walk_tb(error.__traceback__))
     causes = list(_causes(error))
     never_connected = any(

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, read from the database at the moment they are asked for: right whichever process answers."""
+"""Metrics for Prometheus, computed from the database at each request, so that every process answers the same."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -18,7 +18,7 @@ from accounts.tokens import PERIOD, brings_token, is_throttled
 
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
-    """The metrics, for whoever brings ``METRICS_TOKEN`` as a bearer token; where none is set there is no such page."""
+    """Serve the metrics to a request with the bearer token ``METRICS_TOKEN``; 404 when that setting is empty."""
     if not settings.METRICS_TOKEN:
         raise Http404
     if not brings_token(request):
@@ -32,19 +32,19 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 
 def refusal(why: str, status: int, headers: dict[str, str]) -> HttpResponse:
-    """An answer in plain text."""
+    """An error response in plain text."""
     return HttpResponse(f"{why}\n", status=status, content_type="text/plain; charset=utf-8", headers=headers)
 
 
 class TrialExpiry:
-    """The ledger and the backlog as they stand, in three queries that read the ledger and the due accounts only."""
+    """Collects the metrics of the ledger and the backlog, in three queries that read runs and due accounts only."""
 
     def __init__(self, now: datetime) -> None:
-        """Args: now: the moment to judge at what is due."""
+        """Args: now: the moment at which due accounts are counted."""
         self.now = now
 
     def describe(self) -> list[Metric]:
-        """Nothing: what there is, is asked only when it is collected."""
+        """Return nothing, so that registering the collector sends no query."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -55,7 +55,7 @@ class TrialExpiry:
             yield self.notices()
 
     def ledger(self) -> Iterator[Metric]:
-        """What runs did, by path."""
+        """Yield the metrics of the runs, by path."""
         by_status = GaugeMetricFamily(
             "trial_expiry_runs",
             "Runs in the ledger. No counter: a run changes its status, and old ones that expired nobody are pruned.",
@@ -85,7 +85,7 @@ class TrialExpiry:
         yield from (by_status, last, expired, undone)
 
     def backlog(self) -> Iterator[Metric]:
-        """What waits for the next run."""
+        """Yield the metrics of the due accounts."""
         due = Account.objects.due(self.now).aggregate(count=Count("pk"), earliest=Min("trial_ends_at"))
         yield GaugeMetricFamily("trial_expiry_due_accounts", "Accounts that the next run will expire.", due["count"])
         waiting = timedelta(0)
@@ -93,12 +93,12 @@ class TrialExpiry:
             waiting = grace_cutoff(self.now) - due["earliest"]
         yield GaugeMetricFamily(
             "trial_expiry_oldest_due_seconds",
-            "For how long the account that is due longest has been so; 0 when none is.",
+            "How long the oldest due account has been due; 0 when none is.",
             waiting.total_seconds(),
         )
 
     def notices(self) -> Metric:
-        """What became of the mails."""
+        """The number of notices by status."""
         by_status = GaugeMetricFamily(
             "trial_expiry_notices",
             "Notices by status. No counter: a notice changes its status, and old ones are pruned.",

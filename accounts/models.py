@@ -1,6 +1,6 @@
-"""What is stored: accounts with a trial, the runs that expired them, and the mails about it.
+"""The models: accounts with a trial, the runs that expired them, and the mails about the trial.
 
-Nothing here changes an account or sends a mail; ``accounts.services`` and ``accounts.delivery`` do.
+Change accounts through ``accounts.services``; ``accounts.delivery`` sends the mails.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -15,14 +15,14 @@ from django.utils import timezone
 
 EARLIEST_END = datetime.min.replace(tzinfo=UTC)
 LATEST_END = datetime.max.replace(tzinfo=UTC)
-"""PostgreSQL knows moments before and after these, and ``infinity``, which Python cannot read."""
+"""PostgreSQL also stores moments before and after these, and ``infinity``, which Python cannot represent."""
 
 CLOCKS_MAY_DIFFER = timedelta(minutes=5)
-"""By how much the clock of a process that starts a run may differ from the database's."""
+"""The most that the clock of a process that starts a run may differ from the database's."""
 
 
 def grace_cutoff(now: datetime) -> datetime:
-    """Trials that ended before this moment are past their grace at ``now``. The only place that subtracts the grace."""
+    """Trials that ended before this moment are past their grace at ``now``. Only this function subtracts the grace."""
     return now - timedelta(days=settings.TRIAL_GRACE_DAYS)
 
 
@@ -33,43 +33,43 @@ else:
 
 
 class DerivedDateTimeField(DateTimeField):
-    """A moment that, when not given, the model's method ``default_FIELD`` computes as the row is stored.
+    """A moment that the model's method ``default_FIELD`` computes when the row is stored without one.
 
-    A field's ``pre_save`` serves ``bulk_create`` as well, which a model's ``save()`` would not.
+    A field's ``pre_save`` also works for ``bulk_create``, which does not call a model's ``save()``.
     """
 
     def pre_save(self, model_instance: models.Model, add: bool) -> Any:
-        """Fill in the moment where it is missing."""
+        """Set the default when the value is missing."""
         if getattr(model_instance, self.attname) is None:
             setattr(model_instance, self.attname, getattr(model_instance, f"default_{self.attname}")())
         return super().pre_save(model_instance, add)
 
 
 class ExpiryRunQuerySet(models.QuerySet["ExpiryRun"]):
-    """Runs, asked what they tell of the health of the schedule."""
+    """Queries of runs."""
 
     def succeeded_since(self, moment: datetime, *, now: datetime) -> "ExpiryRun | None":
-        """The latest run that succeeded and applied the rule to ``moment`` or later, if there is one.
+        """The latest successful run as of ``moment`` or later, if there is one.
 
-        Not later than ``now``, give or take what clocks may differ by: a run whose clock was ahead proves nothing.
+        Ignores runs as of a moment after ``now`` plus ``CLOCKS_MAY_DIFFER``: the clock of such a run was wrong.
         """
         fresh = self.filter(status=ExpiryRun.Status.SUCCEEDED, as_of__gte=moment, as_of__lte=now + CLOCKS_MAY_DIFFER)
         return fresh.order_by("as_of", "pk").last()
 
 
 class ExpiryRun(models.Model):
-    """One run of ``expire_trials``: the ledger that tells whether, how and how fast trials were expired.
+    """One run of ``expire_trials``, a row of the ledger.
 
-    ``as_of`` is the moment the rule was applied to, read from the caller's clock. ``cutoff`` is decided with it, once:
-    every slice obeys it, whatever ``TRIAL_GRACE_DAYS`` its worker has. ``started``, ``heartbeat`` and ``finished`` come
-    from the database's clock, so that a run spread over several hosts is measured by one.
+    ``as_of`` is the moment the rule was applied to, from the caller's clock. ``cutoff`` is computed from it once: every
+    slice uses it, whatever ``TRIAL_GRACE_DAYS`` its worker has. ``started``, ``heartbeat`` and ``finished`` come from
+    the database's clock, so that one clock measures a run on several hosts.
 
     The counts are written in the transactions that they count, so for every run, at every moment::
 
         expired_count = accounts that point to it + undone_count + accounts extended one by one since
 
-    Whoever pays or is cancelled goes on pointing to the run; whoever is extended, or undone, is on trial and points to
-    none. An account that is deleted is counted like one that was extended.
+    An account that pays or is cancelled still points to the run. One that is extended or undone is on trial and points
+    to none. A deleted account counts like an extended one.
     """
 
     class Path(models.TextChoices):
@@ -79,7 +79,7 @@ class ExpiryRun(models.Model):
         CELERY = "celery"
 
     class Status(models.TextChoices):
-        """How far a run came."""
+        """The state of a run."""
 
         RUNNING = "running"
         SUCCEEDED = "succeeded"
@@ -112,7 +112,7 @@ class ExpiryRun(models.Model):
     undone_count = models.PositiveBigIntegerField(
         "undone",
         default=0,
-        db_default=0,  # workers of the release before this column keep writing runs until they are replaced
+        db_default=0,  # workers of the previous release insert runs without this column until they are replaced
         help_text="Accounts that an undo of this run put back on trial.",
     )
     undone_at = models.DateTimeField(null=True, blank=True, help_text="When the run was first undone.")
@@ -123,7 +123,7 @@ class ExpiryRun(models.Model):
     class Meta:
         get_latest_by = "started"
         indexes: ClassVar = [
-            # "Did a run succeed since ...?", asked at every tick of a fallback and by monitoring.
+            # Serves succeeded_since(), which the fallback and monitoring call.
             models.Index(fields=["as_of"], condition=Q(status="succeeded"), name="accounts_run_succeeded"),
         ]
         constraints: ClassVar = [
@@ -149,43 +149,43 @@ class ExpiryRun(models.Model):
         return f"run {self.pk} by {self.path}, {self.status}"
 
     def default_cutoff(self) -> datetime:
-        """``as_of`` less the grace."""
+        """``as_of`` minus the grace."""
         return grace_cutoff(self.as_of)
 
 
 class AccountQuerySet(models.QuerySet["Account"]):
-    """Accounts, asked by what the trial rule says of them."""
+    """Queries of accounts by the trial rule."""
 
     def due(self, now: datetime) -> Self:
         """Trialing accounts whose trial ended more than ``TRIAL_GRACE_DAYS`` before ``now``.
 
-        This is the rule, in its only place. An account never extended is due when it was created more than
-        ``TRIAL_DAYS + TRIAL_GRACE_DAYS`` days before ``now``: 61 days by default, exactly 61 not yet.
+        This is the only definition of the rule. An account that was never extended is due when it was created more than
+        ``TRIAL_DAYS + TRIAL_GRACE_DAYS`` days before ``now``: 61 days by default; at exactly 61 it is not due yet.
         """
         return self.due_before(grace_cutoff(now))
 
     def due_before(self, cutoff: datetime) -> Self:
-        """Trialing accounts whose trial ended before ``cutoff``: what a run expires, by the cutoff it recorded."""
+        """Trialing accounts whose trial ended before ``cutoff``. A run expires these, by the cutoff it recorded."""
         return self.filter(status=Account.Status.TRIALING).ended_before(cutoff)
 
     def any_due(self, now: datetime) -> bool:
-        """Whether there are accounts for which the rule holds: the first entry of the index tells.
+        """Whether any account is due; reads the first entry of the index.
 
-        To count them instead costs ten times that when there are none. PostgreSQL cannot know that few accounts are
-        still trialing long after their trial has ended, expects many, and starts parallel workers for them.
+        Counting takes ten times as long when none is due: PostgreSQL cannot know that few accounts are still trialing
+        long after the end of their trial, expects many, and starts parallel workers for them.
         """
         return self.due(now).aggregate(first=models.Min("trial_ends_at"))["first"] is not None
 
     def ended_before(self, cutoff: datetime) -> Self:
-        """Accounts in any status whose trial ended before ``cutoff``; never one whose end no calendar has."""
+        """Accounts in any status whose trial ended before ``cutoff``, except those of ``off_calendar``."""
         return self.filter(trial_ends_at__gte=EARLIEST_END, trial_ends_at__lt=cutoff)
 
     def off_calendar(self) -> Self:
-        """Trialing accounts whose trial ends at no moment of the years 1 to 9999. No run can judge them."""
+        """Trialing accounts whose trial end is outside the years 1 to 9999. No run can expire them."""
         return self.filter(status=Account.Status.TRIALING).exclude(trial_ends_at__range=(EARLIEST_END, LATEST_END))
 
     def still_expired_by(self, run: ExpiryRun) -> Self:
-        """Accounts that ``run`` expired and that are expired to this day: those that an undo puts back on trial."""
+        """Accounts that ``run`` expired and that are still expired. An undo puts these back on trial."""
         return self.filter(status=Account.Status.TRIAL_EXPIRED, expiry_run=run)
 
 
@@ -193,7 +193,7 @@ class Account(models.Model):
     """A customer's account and the state of its trial. Change it through ``accounts.services``."""
 
     class Status(models.TextChoices):
-        """Where an account stands. Only TRIALING ones can expire."""
+        """The state of an account. Only TRIALING accounts can expire."""
 
         EXEMPT = "exempt"
         BETA = "beta"
@@ -228,9 +228,9 @@ class Account(models.Model):
         null=True,
         blank=True,
         editable=False,
-        db_index=False,  # the partial index below is smaller, and free for accounts that never expired
-        # Measured: looking the same run up again for every account took 40 % of a run. Only services write this
-        # column, with a run just saved, and on_delete guards the run.
+        db_index=False,  # the partial index below is smaller, and costs nothing for accounts that never expired
+        # Measured: checking the foreign key for every account took 40 % of a run. Only services write this column, with
+        # a run just saved, and on_delete protects the run.
         db_constraint=False,
         help_text="The run that expired the account.",
     )
@@ -239,7 +239,7 @@ class Account(models.Model):
 
     class Meta:
         indexes: ClassVar = [
-            # Serves due(): finding nothing among millions of accounts takes about a millisecond.
+            # Serves due(): when none of millions of accounts is due, the query takes about a millisecond.
             models.Index(fields=["trial_ends_at"], condition=Q(status="trialing"), name="accounts_account_due"),
             models.Index(
                 fields=["expiry_run"], condition=Q(expiry_run__isnull=False), name="accounts_account_expiry_run"
@@ -256,7 +256,7 @@ class Account(models.Model):
                 condition=~Q(status="trialing") | Q(trial_expired_at=None, expiry_run=None),
                 name="accounts_account_trialing_not_expired",
             ),
-            # PostgreSQL's infinity, and moments before year 1 or after 9999, would stop every query that reads them.
+            # PostgreSQL's infinity, and moments before year 1 or after 9999, would fail every query that reads them.
             models.CheckConstraint(
                 condition=Q(trial_ends_at__gte=EARLIEST_END, trial_ends_at__lte=LATEST_END),
                 name="accounts_account_trial_end_on_calendar",
@@ -272,31 +272,31 @@ class Account(models.Model):
 
 
 class NoticeQuerySet(models.QuerySet["Notice"]):
-    """Notices, asked what is to be done with them."""
+    """Queries of notices by their delivery status."""
 
     def pending(self) -> Self:
-        """Notices neither sent nor closed, whether their next attempt is near or far."""
+        """Notices that are neither sent nor closed, whenever their next attempt is."""
         return self.filter(status=Notice.Status.PENDING)
 
     def deliverable(self, now: datetime) -> Self:
-        """Pending notices whose next attempt has come, those that wait longest first."""
+        """Pending notices whose next attempt is due, those that wait longest first."""
         return self.pending().filter(next_attempt__lte=now).order_by("next_attempt", "pk")
 
 
 class Notice(models.Model):
-    """One mail owed to a customer. Unique for what it says, so that nobody can owe it twice.
+    """One mail owed to a customer. A unique constraint on what the mail says prevents that it is owed twice.
 
     ``queued`` and ``sent`` come from the database's clock, ``claimed`` and ``next_attempt`` from the caller's.
     """
 
     class Kind(models.TextChoices):
-        """What the mail says."""
+        """The content of the mail."""
 
         ENDING_SOON = "ending_soon"
         ENDED = "ended"
 
     class Status(models.TextChoices):
-        """What became of the mail."""
+        """The delivery status of the mail."""
 
         PENDING = "pending"
         SENT = "sent"
@@ -307,7 +307,7 @@ class Notice(models.Model):
         Account,
         on_delete=models.CASCADE,
         related_name="notices",
-        db_index=False,  # the unique index below begins with it
+        db_index=False,  # the unique index below starts with this column
     )
     kind = models.CharField(max_length=11, choices=Kind)
     trial_ends_at = models.DateTimeField(help_text="The end of the trial that the mail speaks of.")
@@ -336,7 +336,7 @@ class Notice(models.Model):
 
     class Meta:
         indexes: ClassVar = [
-            # Serves deliverable(): what was sent long ago costs nothing.
+            # Serves deliverable(): notices that were sent are not in this index.
             models.Index(
                 fields=["next_attempt", "id"], condition=Q(status="pending"), name="accounts_notice_deliverable"
             ),
@@ -344,7 +344,7 @@ class Notice(models.Model):
             models.Index(fields=["status", "id"], name="accounts_notice_by_status"),
         ]
         constraints: ClassVar = [
-            # A rerun, a second beat or a redelivery owes nothing twice; a new end of the trial owes anew.
+            # A rerun, a second beat or a redelivery queues no mail twice; a new trial end queues a new mail.
             models.UniqueConstraint(
                 fields=["account", "kind", "trial_ends_at", "days_before"], name="accounts_notice_owed_once"
             ),

@@ -1,6 +1,6 @@
-"""Who is owed which mail about the end of a trial: derived from the accounts, and written down as notices.
+"""Derives from the accounts who is owed which mail about the end of a trial, and queues it as a notice.
 
-``accounts.delivery`` sends them. Nothing here runs unless ``settings.TRIAL_NOTICES`` is on: the callers ask.
+``accounts.delivery`` sends the notices. The callers check ``settings.TRIAL_NOTICES`` first.
 """
 
 import logging
@@ -28,14 +28,14 @@ class TooManyNotices(Exception):  # noqa: N818 (it says what happened, as TooMan
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Queue:
-    """How many mails, of each kind."""
+    """The number of mails of each kind."""
 
     ending_soon: int = 0
     ended: int = 0
 
     @property
     def total(self) -> int:
-        """Of both kinds."""
+        """The number of both kinds."""
         return self.ending_soon + self.ended
 
     def __str__(self) -> str:
@@ -43,11 +43,12 @@ class Queue:
 
 
 def reminder_windows() -> dict[int, int]:
-    """Each reminder of ``TRIAL_REMINDER_DAYS`` and how late it may come, both in days before the end of the trial.
+    """When the window of each reminder of ``TRIAL_REMINDER_DAYS`` opens and closes, in days before the trial's end.
 
-    The last one may come until the trial ends. Any other may come until a day before the next one, so that a missed day
-    sends late rather than never, and no customer gets two at once; but for a day at least, so that a daily schedule
-    meets every window. For 7 and 1: the first from 7 days to 2 days before the end, the second from then to the end.
+    The window of the last reminder closes when the trial ends. Any other closes a day before the next one opens: so a
+    missed day delays a reminder instead of losing it, and no customer gets two at once. Each window is open for at
+    least a day, so that a daily schedule never misses one. For 7 and 1: the first from 7 days to 2 days before the end,
+    the second from 1 day before the end to the end.
     """
     days = settings.TRIAL_REMINDER_DAYS
     return {
@@ -57,10 +58,10 @@ def reminder_windows() -> dict[int, int]:
 
 
 def ending_soon(now: datetime, *, days_before: int) -> AccountQuerySet:
-    """Accounts of which the reminder of so many days is true, and neither too early nor overtaken, at ``now``.
+    """Accounts that are in the window of the reminder ``days_before`` the end at ``now`` (see ``reminder_windows``).
 
-    A trial that from its beginning was no longer than that gets no such reminder. One extended to an end that is nearer
-    gets it soon after, late by the rule of ``reminder_windows``; the mail says how much time is really left.
+    A trial that was never longer than ``days_before`` gets no such reminder. A trial whose end is moved into the window
+    gets it soon after; the mail says how much time is really left.
     """
     windows = reminder_windows()
     if days_before not in windows:
@@ -78,11 +79,11 @@ def ending_soon(now: datetime, *, days_before: int) -> AccountQuerySet:
 
 
 def ended(now: datetime) -> AccountQuerySet:
-    """Accounts that a run expired within ``TRIAL_NOTICE_WINDOW_DAYS`` of ``now``, and that have stayed so.
+    """Accounts that a run expired within ``TRIAL_NOTICE_WINDOW_DAYS`` before ``now``, and that are still expired.
 
-    Not those undone, paid for, cancelled or extended, nor those that were due before ``TRIAL_NOTICES_SINCE``.
+    Excludes accounts that were undone, paid for, cancelled or extended, or were due before ``TRIAL_NOTICES_SINCE``.
     """
-    # By the run's time, which is that of its accounts: a week has few runs, and an index leads to their accounts.
+    # Filters by the run's time, which is that of its accounts: a week has few runs, and an index finds their accounts.
     accounts = Account.objects.filter(
         status=Account.TRIAL_EXPIRED,
         expiry_run__as_of__gte=now - timedelta(days=settings.TRIAL_NOTICE_WINDOW_DAYS),
@@ -93,8 +94,8 @@ def ended(now: datetime) -> AccountQuerySet:
 
 
 def _owed(now: datetime) -> Iterator[tuple[Notice.Kind, int, AccountQuerySet]]:
-    """Kind, days before, and the accounts that are owed this mail and have no notice of it, or only a skipped one."""
-    # The reminders first, as they are delivered: they lapse.
+    """Yield kind, days before, and the accounts that are owed this mail and have no notice of it, or a skipped one."""
+    # The reminders first, because they lapse. Mails are delivered in this order.
     mails = [(Notice.Kind.ENDING_SOON, days, ending_soon(now, days_before=days)) for days in reminder_windows()]
     mails += [(Notice.Kind.ENDED, 0, ended(now).filter(expiry_run__as_of__lte=now))]
     for kind, days, accounts in mails:
@@ -113,17 +114,15 @@ def count_owed(*, now: datetime) -> Queue:
 
 
 def queue_notices(*, now: datetime, max_notices: int | None = None) -> Queue:
-    """Write down who is owed which mail at ``now``, one statement for each mail; returns how many were new.
+    """Queue the mails that are owed at ``now`` as notices, one statement for each mail; returns how many were new.
 
-    Owed are the reminders of ``TRIAL_REMINDER_DAYS`` (see ``ending_soon``) and the notice that the trial has ended (see
-    ``ended``).
-
-    A mail is sent once for each end of a trial. So an account whose expiry was undone after its mail, and that expires
-    again at the same end, gets no second one. A notice that was skipped is queued again when it is true again.
+    These are the reminders of ``TRIAL_REMINDER_DAYS`` (see ``ending_soon``) and the notice that the trial has ended
+    (see ``ended``). A mail is sent once for each end of a trial: an account whose expiry was undone after its mail, and
+    that expires again at the same end, gets no second one. A skipped notice is queued again when it is true again.
 
     Args:
         now: the moment to apply the rule to, with a time zone.
-        max_notices: refuse when more mails than this would then wait to be sent.
+        max_notices: refuse when more mails than this would then be pending.
 
     Raises:
         TooManyNotices: nothing was queued.
@@ -146,14 +145,14 @@ def queue_notices(*, now: datetime, max_notices: int | None = None) -> Queue:
 
 
 def _insert(kind: Notice.Kind, days: int, accounts: AccountQuerySet, now: datetime) -> int:
-    # In the database, because the ORM has no INSERT ... SELECT and a million accounts should not travel through Python.
-    # A notice that another process wrote in the meantime stays as it is.
-    # Sorted by what no index knows, so that PostgreSQL has the whole answer before it writes the first row. Without,
-    # and with a table that was empty when last analyzed, it reads for every account all that it has written so far.
+    # Raw SQL, because the ORM has no INSERT ... SELECT and a million accounts should not be loaded into Python.
+    # A notice that another process wrote in the meantime does not change.
+    # Sorted by an expression without an index, so that PostgreSQL completes the SELECT before it inserts the first row.
+    # Otherwise, if the table was empty when last analyzed, it scans for every account all rows inserted so far.
     owed, parameters = accounts.order_by(F("id") + 0).values_list("id", "trial_ends_at").query.sql_with_params()
     if connection.features.has_select_for_update_skip_locked:
-        # An account that is being deleted would fail the whole statement. One that changes is left to the next run. It
-        # costs nothing: the foreign key takes this lock anyway.
+        # An account that is being deleted would fail the whole statement. Accounts that are locked are left to the next
+        # run. The lock costs nothing: the foreign key takes it anyway.
         owed += " FOR KEY SHARE OF accounts_account SKIP LOCKED"
     statement = f"""
         INSERT INTO accounts_notice (account_id, trial_ends_at, kind, days_before, next_attempt)
@@ -161,42 +160,42 @@ def _insert(kind: Notice.Kind, days: int, accounts: AccountQuerySet, now: dateti
         ON CONFLICT (account_id, kind, trial_ends_at, days_before) DO UPDATE
         SET status = 'pending', attempts = 0, last_error = '', next_attempt = excluded.next_attempt
         WHERE accounts_notice.status = 'skipped'
-        """  # noqa: S608 (the one part that is not written here comes from the ORM)
+        """  # noqa: S608 (the interpolated part comes from the ORM)
     with connection.cursor() as cursor:
         cursor.execute(statement, [kind.value, days, connection.ops.adapt_datetimefield_value(now), *parameters])
         return int(cursor.rowcount)
 
 
 def retry(*, notice_id: int, now: datetime) -> bool:
-    """Let a notice that waits or was given up be tried again at once, as if for the first time.
+    """Make a notice that is pending or given up due at once, with all its attempts again.
 
-    False when it was sent or skipped (what is true again is queued by itself), and while a process is sending it.
+    False when it was sent or skipped (a skipped one that is true again is queued anyway), or a process is sending it.
     """
-    waiting = Notice.objects.filter(pk=notice_id, status__in=[Notice.Status.PENDING, Notice.Status.GIVEN_UP])
-    at_rest = waiting.filter(Q(claimed=None) | Q(next_attempt__lte=now))
-    return at_rest.update(status=Notice.Status.PENDING, attempts=0, next_attempt=now, claimed=None) == 1
+    unsent = Notice.objects.filter(pk=notice_id, status__in=[Notice.Status.PENDING, Notice.Status.GIVEN_UP])
+    unclaimed = unsent.filter(Q(claimed=None) | Q(next_attempt__lte=now))
+    return unclaimed.update(status=Notice.Status.PENDING, attempts=0, next_attempt=now, claimed=None) == 1
 
 
 def is_true(notice: Notice, *, now: datetime) -> bool:
-    """Whether what the notice says is true of its account at ``now``, and no later reminder or the end overtook it."""
+    """Whether the notice is still true of its account at ``now``, and its window has not closed."""
     reminder = notice.kind == Notice.Kind.ENDING_SOON
     accounts = ending_soon(now, days_before=notice.days_before) if reminder else ended(now)
     return accounts.filter(pk=notice.account_id, trial_ends_at=notice.trial_ends_at).exists()
 
 
 PRUNED_AT_ONCE = 10_000
-"""Notices that one run looks at, to delete those that are old."""
+"""The number of notices that one run checks for age."""
 
 
 def prune_notices() -> int:
-    """Delete notices, of the oldest 10,000, that are done with and older than ``TRIAL_LEDGER_DAYS``; returns how many.
+    """Delete closed notices older than ``TRIAL_LEDGER_DAYS``, among the oldest 10,000; returns how many.
 
-    Done with are those sent, skipped and given up. Older means queued before that, for the end of a trial before that:
-    a mail that could still be owed keeps the notice that says it was sent.
+    Closed notices are sent, skipped or given up. Both the notice and the end of the trial must be older, so that a mail
+    that could still be owed keeps the notice that records it as sent.
     """
     days = max(settings.TRIAL_LEDGER_DAYS, settings.TRIAL_NOTICE_WINDOW_DAYS)
     before = Now() - Value(timedelta(days=days))
-    # By key, which is by age, so that the query reads these few however large the table is; the next run goes on.
+    # Sorted by key, which is by age, so that the query reads only these, however large the table is.
     oldest = Notice.objects.order_by("pk").values("pk")[:PRUNED_AT_ONCE]
     old = Notice.objects.filter(pk__in=oldest, queued__lt=before, trial_ends_at__lt=before)
     deleted, _ = old.exclude(status=Notice.Status.PENDING).delete()

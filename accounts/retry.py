@@ -1,4 +1,4 @@
-"""Trying again what the database could not do just then: a transaction it rolled back, a connection that was ended."""
+"""Retries of a transaction that the database rolled back, or whose connection was lost."""
 
 import time
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from django.db import InterfaceError, OperationalError, connection
 T = TypeVar("T")
 
 ROLLED_BACK = {"40P01", "40001"}
-"""The SQLSTATE of a deadlock and of a serialization failure: the same transaction may succeed when repeated."""
+"""The SQLSTATE of a deadlock and of a serialization failure: the same transaction may succeed when it is repeated."""
 
 PAUSES = (0, 1, 2, 4, 8)
-"""Seconds before each further try. A restart of PostgreSQL takes a few; together they are less than any stop grace."""
+"""Seconds before each retry. A restart of PostgreSQL takes a few seconds; the sum is below every stop grace period."""
 
 
 def with_retries(change: Callable[[], T]) -> T:
-    """Call ``change``, and again a few times after a deadlock, a serialization failure or a lost connection.
+    """Call ``change``, and retry it after a deadlock, a serialization failure or a lost connection.
 
-    A lost connection may have been lost just after the commit, so ``change`` must be harmless when it is done twice.
+    The connection may have been lost after the commit, so ``change`` must be idempotent.
     """
     for pause in PAUSES:
         try:

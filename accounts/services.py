@@ -1,7 +1,7 @@
-"""The verbs that change an account: expire trials, undo a run, and activate, extend and cancel one account.
+"""The services that change accounts: expire trials, undo a run, and activate, extend or cancel one account.
 
-Every verb is one conditional ``UPDATE`` (a run and its undo: one for each slice), so it is decided by what the row says
-at that moment, never by what was read before. This module knows nothing of Celery or of the command line; both call it.
+Every service is one conditional ``UPDATE`` (a run and its undo: one for each slice), so the state of the row at that
+moment decides, never what was read before. Celery and the command line call this module; it imports neither.
 """
 
 import logging
@@ -22,14 +22,14 @@ from accounts.models import CLOCKS_MAY_DIFFER, LATEST_END, Account, AccountQuery
 from accounts.slices import AfterSlice, Change, Slice, plan
 
 BATCH_SIZE = 10_000
-"""Accounts in a slice: 70 to 90 ms of locks on PostgreSQL, and as fast as one statement for all."""
+"""Accounts in a slice: locked for 70 to 90 ms on PostgreSQL, and as fast as one statement for all accounts."""
 
 LONGEST_EXTENSION = 3650
-"""Days. More is a typing error, and much more is no date."""
+"""Days. More is a typing error, and dates overflow with far more."""
 
 
 class RunRefused(Exception):  # noqa: N818 (it says what happened, as DoesNotExist does)
-    """A run was refused. Nothing was changed but the ledger, which keeps the run and this message."""
+    """A run was refused. Nothing was changed except the ledger, which stores the run and this message."""
 
 
 class TooManyDue(RunRefused):
@@ -37,15 +37,15 @@ class TooManyDue(RunRefused):
 
 
 class WrongClock(RunRefused):
-    """The clock of this process differs from the database's, so nobody can say who is due."""
+    """The clock of this process differs from the database's, so it is uncertain which accounts are due."""
 
 
 RunSlices = Callable[[ExpiryRun, Sequence[Slice]], None]
-"""Runs every slice with ``expire_slice``, then calls ``ledger.finish_run``: here and now, or on workers later."""
+"""Runs every slice with ``expire_slice``, then calls ``ledger.finish_run``; in this process, or later on workers."""
 
 
 def run_in_turn(run: ExpiryRun, slices: Sequence[Slice], *, after_slice: AfterSlice = lambda done, total: None) -> None:
-    """Run the slices here, one after the other, then finish the run. ``Change.on_each`` says what fails it."""
+    """Run the slices in this process, one after the other, then finish the run. Raises as ``Change.on_each`` does."""
     expiry_by(run).on_each(slices, after_slice=after_slice)
     ledger.finish_run(run_id=run.pk)
 
@@ -61,11 +61,11 @@ def expire_trials(
 ) -> ExpiryRun:
     """Move every due account (``Account.objects.due(now)``) from trialing to trial expired, and record the run.
 
-    Safe to call at any time, twice, or concurrently: the rule is asked again inside each UPDATE, so an account that
-    is paid for, extended or cancelled in the meantime stays as it is, and none is expired or counted twice.
+    Safe to call at any time, twice, or concurrently: each UPDATE applies the rule again, so an account that is paid
+    for, extended or cancelled in the meantime does not change, and none is expired or counted twice.
 
     Args:
-        path: which of the two ways called, for the ledger.
+        path: the path that calls, for the ledger.
         now: the moment to apply the rule to, with a time zone; becomes the run's ``as_of``.
         batch_size: accounts in a slice, 1 or more.
         max_accounts: refuse when more are due; without it ``settings.TRIAL_EXPIRY_MAX`` is the limit.
@@ -73,13 +73,13 @@ def expire_trials(
         run_slices: how to run the slices; by default one after the other in this process.
 
     Returns:
-        The run as it stands in the ledger: succeeded, or still running where ``run_slices`` left that to others.
+        The run as the ledger has it: succeeded, or still running when ``run_slices`` sent the slices to workers.
 
     Raises:
         ValueError: ``now`` is naive, or a number is below 1.
         RunRefused: too many are due, or the clock is wrong; the run is recorded as refused.
-        ExpiryRun.DoesNotExist: somebody deleted the run while it was under way.
-        Exception: whatever made a slice fail; the run is recorded as failed, and what it did remains done.
+        ExpiryRun.DoesNotExist: the run was deleted while it was running.
+        Exception: the error of a slice; the run is recorded as failed, and what it expired stays expired.
     """
     _require_time_zone(now)
     limit = fuse_limit(max_accounts)
@@ -118,14 +118,14 @@ TOO_MANY_DUE = (
 
 
 def fuse_limit(max_accounts: int | None = None) -> int | None:
-    """The most accounts that one run may expire; None for no limit."""
+    """The most accounts that one run may expire; None means no limit."""
     return settings.TRIAL_EXPIRY_MAX if max_accounts is None else max_accounts
 
 
 def wrong_clock() -> str:
     """What is wrong with this process's clock, compared with the database's; empty when they agree.
 
-    A clock that is ahead would expire accounts early, and the run would seem fresh until that moment has come.
+    A clock that is ahead would expire accounts early, and the run would count as fresh until that moment.
     """
     here, there = timezone.now(), ledger.database_now()
     if abs(here - there) <= CLOCKS_MAY_DIFFER:
@@ -137,7 +137,7 @@ def wrong_clock() -> str:
 
 
 def expiry_by(run: ExpiryRun) -> Change:
-    """What the run does to the accounts of a slice. The rule is the run's own, whatever the settings say by now."""
+    """The change that the run applies to each slice. It uses the cutoff of the run, whatever the settings are now."""
     return Change(
         rows=Account.objects.due_before(run.cutoff),
         values={"status": Account.TRIAL_EXPIRED, "trial_expired_at": run.as_of, "expiry_run": run},
@@ -147,38 +147,38 @@ def expiry_by(run: ExpiryRun) -> Change:
 
 
 def expire_slice(*, run: ExpiryRun, keys: Slice) -> int:
-    """Expire the accounts of one slice that are still due; returns how many. ``Change.on`` says how.
+    """Expire the accounts of one slice that are still due; returns how many. Locks and retries as ``Change.on`` does.
 
-    Changes nothing when the run has succeeded, was refused or undone, or is gone.
+    Changes nothing when the run has succeeded, was refused, undone or deleted.
     """
     return expiry_by(run).on(keys)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UndoPreview:
-    """What undoing a run would do, as things stand."""
+    """What undoing a run would change now."""
 
     would_return: int
     """Accounts that this run expired and that are still expired: they would be back on trial."""
     due_again: int
-    """Those of them that the rule would expire again at the next tick, unless they are extended in the same step."""
+    """Those of them that the next run would expire again, unless the undo extends them."""
     moved_on: int
-    """Accounts that this run expired and that have paid, or were cancelled, since. They stay as they are."""
+    """Accounts that this run expired and that paid or were cancelled since. They do not change."""
     extended: int
-    """Accounts that this run expired and that were extended one by one since, or deleted. They stay as they are."""
+    """Accounts that this run expired and that were extended one by one since, or deleted. They do not change."""
 
     @property
     def left_alone(self) -> int:
-        """Accounts that this run expired and that an undo would not touch."""
+        """Accounts that this run expired and that an undo would not change."""
         return self.moved_on + self.extended
 
 
 def preview_undo(*, run: ExpiryRun, now: datetime) -> UndoPreview:
-    """Say what ``undo_run`` would do; changes nothing. Exact while nobody changes the accounts at the same moment.
+    """Count what ``undo_run`` would change. Exact unless the accounts change concurrently.
 
     Args:
-        run: as just read from the database.
-        now: the moment that ``due_again`` is judged at, with a time zone.
+        run: the run, freshly read from the database.
+        now: the moment at which ``due_again`` is counted, with a time zone.
     """
     pointing = Account.objects.filter(expiry_run=run).count()
     expired = Account.objects.still_expired_by(run)
@@ -202,21 +202,21 @@ def undo_run(
 ) -> int:
     """Put every account that the run expired, and that is still expired, back on trial; returns how many.
 
-    The run is marked undone first, so that none of its slices that is still to come expires anybody: this also stops a
-    run that is under way. An account that paid or was cancelled stays as it is. May run at any time, twice, or
-    concurrently; after a kill, or when an account was locked, call it again for the rest.
+    The run is marked undone first, so that none of its later slices expires accounts: this also stops a run in
+    progress. An account that paid or was cancelled does not change. Safe to call at any time, twice, or concurrently;
+    after a kill, or when an account was locked, call it again for the rest.
 
     Args:
         now: the moment an extension is counted from, with a time zone.
-        by: who undoes it, for the ledger, which keeps who was first; 255 characters at most.
-        extend_days: let the trials end so many days later, counted from their end or from ``now``, whichever is later.
-            Without it the rule expires most of the accounts again at the next tick.
+        by: who undoes the run; at most 255 characters. The ledger keeps the first one.
+        extend_days: extend the trials by this many days, counted from their end or from ``now``, whichever is later.
+            Without it the next run expires most of the accounts again.
         batch_size: accounts in a slice, 1 or more.
-        after_slice: called with the number of slices done and of all slices; what it raises stops the undo.
+        after_slice: called with the number of slices done and of all slices; an exception from it stops the undo.
 
     Raises:
         ValueError: ``now`` is naive, ``by`` is too long, or a number is out of range.
-        DatabaseError: a slice failed for good, and changed nothing; the others are done.
+        DatabaseError: a slice failed after its retries, and changed nothing; the others are done.
     """
     _require_at_least_one(batch_size=batch_size)
     if len(by) > 255:
@@ -224,7 +224,7 @@ def undo_run(
     values = _back_on_trial(extend_days, now)
     started = time.monotonic()
     ledger.mark_undone(run, by=by)
-    # From here on nobody is added to these: a slice that was about to commit did so before the mark, or never will.
+    # No account is added to these rows any more: a slice commits before the run is marked, or is rolled back.
     undo = Change(
         rows=_can_be_extended(Account.objects.still_expired_by(run), extend_days),
         values=values,
@@ -241,14 +241,14 @@ def undo_run(
 
 
 def activate(*, account_id: Any) -> bool:
-    """Make a trialing or expired account active: what a payment does. False when it was neither."""
+    """Make a trialing or expired account active, after a payment. False when it was neither."""
     return _change(account_id, Account.TRIALING, Account.TRIAL_EXPIRED, status=Account.ACTIVE)
 
 
 def extend_trial(*, account_id: Any, days: int, now: datetime) -> bool:
-    """Let a trial end ``days`` later, counted from its end or from ``now``, whichever is later.
+    """Extend a trial by ``days``, counted from its end or from ``now``, whichever is later.
 
-    An expired account is back on trial with it. False when the account was neither trialing nor expired, or when its
+    Also puts an expired account back on trial. False when the account was neither trialing nor expired, or when its
     trial would end after the year 9999.
 
     Raises:
@@ -260,7 +260,7 @@ def extend_trial(*, account_id: Any, days: int, now: datetime) -> bool:
 
 
 def cancel(*, account_id: Any) -> bool:
-    """Cancel a trialing, expired, active or past-due account. False when there was nothing to cancel."""
+    """Cancel a trialing, expired, active or past-due account. False when it was in another status."""
     return _change(
         account_id,
         Account.TRIALING,

@@ -1,4 +1,4 @@
-"""The admin site: Django's own, with the overview as its first page and 400 for a list that cannot be asked for."""
+"""The admin site: Django's own, with the overview as its index, and status 400 for invalid values in a request."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -24,8 +24,8 @@ class OperatorSite(admin.AdminSite):
     index_template = "admin/overview.html"
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
-        """The first page."""
-        from accounts.admin import overview  # late, because accounts.admin registers with this site
+        """The index page."""
+        from accounts.admin import overview  # imported late, because accounts.admin registers with this site
 
         context = dict(extra_context or {})
         if request.user.has_perms(["accounts.view_account", "accounts.view_expiryrun"]):
@@ -33,15 +33,15 @@ class OperatorSite(admin.AdminSite):
         return super().index(request, context)
 
     def admin_view(self, view: View, cacheable: bool = False) -> View:
-        """Guard the lists of every model, those of other apps too."""
+        """Guard the lists of every model, including those of other apps."""
         return super().admin_view(refuse_junk(view) if view.__name__ == "changelist_view" else view, cacheable)
 
 
 def refuse_junk(view: View) -> View:
-    """Answer 400 where a value in the request is none that its column can have.
+    """Answer 400 when a value in the request is invalid for its column.
 
-    Django does so for most lookups. It does not for some that fail only in the database, such as a year of 99999, nor
-    for the keys that an action selects.
+    Django does so for most lookups, but not for those that fail in the database, such as the year 99999, nor for the
+    keys that an action selects.
     """
 
     @wraps(view)

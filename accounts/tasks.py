@@ -1,4 +1,4 @@
-"""Celery's face of the services. A task reads the clock, calls one service, and says what to retry; nothing else."""
+"""The Celery tasks. A task reads the clock, calls one service, and declares its retries; nothing else."""
 
 import mmap
 import time
@@ -24,7 +24,7 @@ from accounts.slices import Slice
 
 @shared_task(name="accounts.expire_trials", base=BaseTask, bind=True, ignore_result=True)
 def expire_trials(self: BaseTask, *, batch_size: int = services.BATCH_SIZE, max_accounts: int | None = None) -> None:
-    """Expire every due trial; many of them on whichever workers are free. See ``services.expire_trials``."""
+    """Expire every due trial, in several slices on all free workers. See ``services.expire_trials``."""
     services.expire_trials(
         path=ExpiryRun.Path.CELERY,
         now=timezone.now(),
@@ -36,12 +36,12 @@ def expire_trials(self: BaseTask, *, batch_size: int = services.BATCH_SIZE, max_
 
 
 def run_on_workers(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-    """Run a single slice here; several as tasks on whichever worker is free, closed by ``finish_run``.
+    """Run a single slice in this task, and several as one task each; ``finish_run`` then closes the run.
 
-    One message for each slice. Four in a message, measured on 64 slices, took a tenth less processor time, and needed a
-    rule for the neighbours of a slice that kills its process.
+    One message for each slice. Four slices in a message, measured with 64 slices, took a tenth less CPU time, but a
+    slice that kills its process would also fail the others in its message.
     """
-    # Without a result backend nobody would know when all slices are done.
+    # Without a result backend no chord can detect that all slices are done.
     if len(slices) <= 1 or isinstance(current_app.backend, DisabledBackend):
         services.run_in_turn(run, slices)
     else:
@@ -55,7 +55,7 @@ def run_on_workers(run: ExpiryRun, slices: Sequence[Slice]) -> None:
 def expire_slice(*, run_id: int, first: Any, last: Any) -> int:
     """Expire one slice of a run: the due accounts with keys from ``first`` to ``last``.
 
-    How many accounts, the result, only tells the chord that the slice is done.
+    Returns how many; the chord uses the result only to detect that the slice is done.
     """
     run = ExpiryRun.objects.filter(pk=run_id).first()
     if run is None:
@@ -64,7 +64,7 @@ def expire_slice(*, run_id: int, first: Any, last: Any) -> int:
 
 
 def account_key(name: str, value: Any) -> Any:
-    """The primary key of an account that an argument of a task holds, as JSON has it."""
+    """Convert an argument of a task from JSON to the primary key of an account; raises WrongArguments."""
     try:
         key = Account._meta.pk.to_python(value)
     except (ValidationError, OverflowError):  # overflow: infinity
@@ -80,37 +80,37 @@ def finish_run(*, run_id: int) -> None:
     ledger.finish_run(run_id=run_id)
 
 
-# --- Notices. With settings.TRIAL_NOTICES off, none of this does anything. ---
+# --- Notices. With settings.TRIAL_NOTICES off, these tasks do nothing. ---
 
 BATCH_SIZE = 500
-"""Notices that one task takes up at most ..."""
+"""The most notices that one task attempts."""
 
 BATCH_SECONDS = 60
-"""... and how long it begins new ones: with a mail that takes its time it ends well within its time limit."""
+"""How long a task starts new mails. Even with a slow last mail it ends well within its time limit."""
 
 CONCURRENCY = 8
-"""Tasks that deliver at the same time, if there are as many worker processes, each over a connection of its own."""
+"""The most tasks that deliver concurrently, each on a worker process and a connection of its own."""
 
 MAILS_FOR_A_TASK = 25
-"""Fewer are not worth another connection to the mail server."""
+"""With fewer mails, another connection to the mail server does not pay."""
 
 TICK_SECONDS = 55 * 60
-"""Delivering ends by then: the next tick brings new tasks."""
+"""The tasks of a tick expire after this, because the next tick sends new ones."""
 
-# Memory that this process shares with the pool's processes, which it forks later. Without a lock: a process that is
+# Memory shared with the pool's processes, which this process forks later. Without a lock, because a process that is
 # killed while it holds one would block the others.
 _shutting_down = mmap.mmap(-1, 1)
 
 
 @worker_shutting_down.connect
 def stop_delivering(**_: Any) -> None:
-    """Tell every delivery of this worker to end after the mail in hand. Celery tells only the main process."""
+    """Make every delivery of this worker end after its current mail. Only the main process receives this signal."""
     _shutting_down[0] = True
 
 
 @receiver(ledger.trials_expired)
 def send_notices_of_run(run: ExpiryRun, **_: Any) -> None:
-    """Send the mails soon after a run by Celery expired somebody. Should this message get lost, the next tick does."""
+    """Send the mails after a run by Celery that expired accounts. If this message is lost, the next tick sends them."""
     if settings.TRIAL_NOTICES and run.path == ExpiryRun.Path.CELERY and run.expired_count:
         send_trial_notices.apply_async(expires=TICK_SECONDS)
 
@@ -119,7 +119,7 @@ def send_notices_of_run(run: ExpiryRun, **_: Any) -> None:
 def send_trial_notices(
     *, concurrency: int = CONCURRENCY, batch_size: int = BATCH_SIZE, max_notices: int | None = None
 ) -> None:
-    """Queue the mails that are owed, and have them delivered by a task for every 25, ``concurrency`` at most."""
+    """Queue the mails that are owed, and start one delivery task for every 25 of them, at most ``concurrency``."""
     if not settings.TRIAL_NOTICES:
         return
     now = timezone.now()
@@ -136,11 +136,11 @@ def send_trial_notices(
     base=RedeliveredTask,
     bind=True,
     ignore_result=True,
-    # It waits for a mail server that is away, as every task does for the database.
+    # Also retried while the mail server is down.
     autoretry_for=(*BaseTask.autoretry_for, MailServerAwayError),
 )
 def deliver_notices(self: BaseTask, *, batch_size: int = BATCH_SIZE) -> None:
-    """Deliver one batch, then make room for whatever else waits in the queue before the next."""
+    """Deliver one batch, then requeue itself for the next, so that other tasks in the queue run in between."""
     if not settings.TRIAL_NOTICES:
         return
     end = time.monotonic() + BATCH_SECONDS
@@ -153,5 +153,5 @@ def deliver_notices(self: BaseTask, *, batch_size: int = BATCH_SIZE) -> None:
     if outcome.trouble:
         raise MailServerAwayError(outcome.trouble)
     if not outcome.finished:
-        until: Any = self.request.expires  # the moment, as the message has it; a number only in the stubs
+        until: Any = self.request.expires  # a moment, as in the message; the stubs declare a number
         self.apply_async(kwargs={"batch_size": batch_size}, expires=until)

@@ -1,4 +1,4 @@
-"""``METRICS_TOKEN``: the bearer token with which monitoring reads metrics and particulars. Guessing it is throttled."""
+"""``METRICS_TOKEN``: the bearer token with which monitoring reads metrics and problems. Guessing it is throttled."""
 
 from django.conf import settings
 from django.core.cache import cache
@@ -6,14 +6,14 @@ from django.http import HttpRequest
 from django.utils.crypto import constant_time_compare
 
 ATTEMPTS, PERIOD = 10, 60
-"""After so many wrong tokens from one address no token from it is accepted until the seconds since the first are over.
+"""After this many wrong tokens from one address, none from it is accepted until this many seconds after the first.
 
-Counted in Django's default cache: by default each process counts for itself.
+Counted in Django's default cache; with its default backend each process counts separately.
 """
 
 
 def brings_token(request: HttpRequest) -> bool:
-    """Whether the request brings the token. A wrong one is counted against the address it comes from."""
+    """Whether the request has the right token. A wrong one is counted for the address that sent it."""
     header = request.headers.get("Authorization", "")
     if not settings.METRICS_TOKEN or not header or is_throttled(request):
         return False
@@ -25,7 +25,7 @@ def brings_token(request: HttpRequest) -> bool:
 
 
 def is_throttled(request: HttpRequest) -> bool:
-    """Whether too many wrong tokens came from this address lately."""
+    """Whether this address sent too many wrong tokens recently."""
     return int(cache.get(_key(request), 0)) >= ATTEMPTS
 
 

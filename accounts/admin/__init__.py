@@ -1,4 +1,4 @@
-"""The admin: the face for operators and support. Rows are read here, and changed through the services only."""
+"""The admin, for operators and support. It reads rows, and changes them through the services only."""
 
 from accounts.admin import accounts, notices, runs
 

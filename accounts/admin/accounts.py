@@ -1,4 +1,4 @@
-"""Accounts: where each one stands, and what support may do about it."""
+"""The admin's pages of accounts: their status, and the actions of support."""
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -19,13 +19,13 @@ from accounts.models import Account, ExpiryRun
 
 
 class TrialFilter(admin.SimpleListFilter):
-    """What the rule says of the accounts."""
+    """Filters accounts by what the trial rule says of them."""
 
     title = "trial"
     parameter_name = "trial"
 
     def lookups(self, request: HttpRequest, model_admin: object) -> Iterable[tuple[str, str]]:
-        """The choices, in the order an account goes through them."""
+        """The choices, in the order in which an account reaches them."""
         return (
             ("ending", "ends within 7 days"),
             ("grace", "in grace"),
@@ -34,7 +34,7 @@ class TrialFilter(admin.SimpleListFilter):
         )
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Account]) -> QuerySet[Account]:
-        """The accounts of the choice, as of now."""
+        """The accounts that match the choice now."""
         now = timezone.now()
         match self.value():
             case "ending":
@@ -50,7 +50,7 @@ class TrialFilter(admin.SimpleListFilter):
 
 
 class AccountActionForm(ActionForm):
-    """The actions, and the one number that one of them needs."""
+    """The form of the actions, with the number of days that "Extend trial" needs."""
 
     days = forms.IntegerField(
         label="Days to extend:",
@@ -61,12 +61,12 @@ class AccountActionForm(ActionForm):
 
 
 Verb = Callable[[int], bool]
-"""A service for the account of that key; False when it refused."""
+"""A service that changes the account with this key. It returns False when the account's status does not allow it."""
 
 
 @admin.register(Account)
 class AccountAdmin(ReadOnlyAdmin):
-    """Where each account stands, which run expired it, and the actions of support."""
+    """Shows the status of each account and the run that expired it, and offers the actions of support."""
 
     list_display = ("customer", "status", "days_left", "ends", "run")
     list_display_links = ("customer",)
@@ -80,16 +80,16 @@ class AccountAdmin(ReadOnlyAdmin):
     actions = ("extend", "activate", "cancel")
 
     ACTION_LIMIT = 1000
-    """Accounts that an action takes. More would last longer than a request may."""
+    """The most accounts that an action changes. More would take longer than a request may."""
 
     @admin.display(description="customer")
     def customer(self, account: Account) -> str:
-        """Whose account it is."""
+        """The owner of the account."""
         return customer(account.user)
 
     @admin.display(description="days left")
     def days_left(self, account: Account) -> str:
-        """Whole days until the trial ends; below 0 when it has ended and no run has expired it yet."""
+        """Whole days until the trial ends; negative when it has ended and no run has expired the account yet."""
         if account.status != Account.TRIALING:
             return NOTHING
         return str((account.trial_ends_at - timezone.now()) // timedelta(days=1))
@@ -109,12 +109,12 @@ class AccountAdmin(ReadOnlyAdmin):
         return format_html('<a href="{}">run {}</a>', url, run.pk)
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Whoever may change accounts may use these actions."""
+        """Users with the permission to change accounts may use these actions."""
         return request.user.has_perm("accounts.change_account")
 
     @admin.action(description="Extend trial", permissions=["operate"])
     def extend(self, request: HttpRequest, accounts: QuerySet[Account]) -> None:
-        """Let trials end later; an expired account is back on trial."""
+        """Extend trials; an expired account is put back on trial."""
         days, now = int(request.POST["days"]), timezone.now()
         self._apply(
             request,

@@ -1,4 +1,4 @@
-"""The geometry of a bar chart: stacked bars, one for each day, as rectangles for admin/overview_chart.html."""
+"""The geometry of a bar chart: one stacked bar for each day, as rectangles that admin/overview_chart.html draws."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from datetime import date
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """The part of a bar that belongs to one series, in a chart 1000 high and 10 wide for each day; y is down."""
+    """The part of a bar that belongs to one series. The chart is 1000 high and 10 wide for each day; y points down."""
 
     series: str
     y: int
@@ -16,18 +16,18 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bar:
-    """A day of a chart."""
+    """The bar of one day."""
 
     day: date
     x: int
     counts: list[int]
-    """Of each series."""
+    """One count for each series."""
     segments: list[Segment]
     """The rectangles to draw; none for a count of 0."""
 
     @property
     def count(self) -> int:
-        """Of all series."""
+        """The sum of all series."""
         return sum(self.counts)
 
 
@@ -43,7 +43,7 @@ class Chart:
 
     @property
     def width(self) -> int:
-        """In the units of ``Bar.x``."""
+        """The width of the chart, in the units of ``Bar.x``."""
         return 10 * len(self.bars)
 
 
@@ -62,7 +62,7 @@ def _stack(series: Iterable[str], counts: Iterable[int], highest: int) -> list[S
     segments, top = [], 1000
     for name, count in zip(series, counts, strict=True):
         if count:
-            height = max(round(1000 * count / highest), 10)  # high enough to be seen
+            height = max(round(1000 * count / highest), 10)  # high enough to be visible
             top -= height
             segments.append(Segment(series=name, y=max(top, 0), height=height))
     return segments

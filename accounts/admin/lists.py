@@ -1,4 +1,4 @@
-"""Lists that stay fast with millions of rows, and rows that nobody edits by hand."""
+"""Base classes of the admin's lists: fast with millions of rows, and read-only where the services write the rows."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,7 +29,7 @@ def customer(user: AbstractBaseUser) -> str:
 
 
 class CappedPaginator(AnyPaginator):
-    """Counts, and pages through, the first 10,000 rows only. Rows after these are reached by a search or a filter."""
+    """Counts and shows only the first 10,000 rows. A search or a filter finds the others."""
 
     LIMIT = 10_000
 
@@ -41,7 +41,7 @@ class CappedPaginator(AnyPaginator):
 
     @property
     def is_capped(self) -> bool:
-        """Whether there may be more rows than are counted."""
+        """Whether there may be more rows than were counted."""
         return self.count == self.LIMIT
 
 
@@ -50,7 +50,7 @@ class LargeTableAdmin(AnyModelAdmin):
 
     paginator = CappedPaginator
     show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER  # each would be a count
+    show_facets = admin.ShowFacets.NEVER  # each facet would count all rows
     ordering = ("-pk",)
     sortable_by = ()
 
@@ -59,16 +59,16 @@ class LargeTableAdmin(AnyModelAdmin):
 
 
 class ReadOnlyAdmin(LargeTableAdmin):
-    """Shows rows, and has no form to add, change or delete one."""
+    """Shows rows, without forms to add, change or delete them."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Rows come from the application."""
+        """Always False: the application creates the rows."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Rows are changed by the services, which know the rule."""
+        """Always False: the services change the rows, because they check the rule."""
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Rows are the record of what happened. Only with their user do they go: ``accounts.erasure``."""
+        """Always False: the rows are the record of what happened. ``accounts.erasure`` deletes those of a user."""
         return False

@@ -1,4 +1,4 @@
-"""Notices: what became of each mail to a customer."""
+"""The admin's pages of notices: the delivery status of each mail to a customer."""
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
@@ -14,7 +14,7 @@ from accounts.models import Notice
 
 @admin.register(Notice)
 class NoticeAdmin(ReadOnlyAdmin):
-    """The mails to customers: what became of each, and another try for those that failed."""
+    """Shows the delivery status of each mail, and retries those that failed."""
 
     list_display = ("id", "customer", "kind", "days_before", "ends", "status", "attempts", "short_error", "when")
     list_filter = ("status", "kind")
@@ -25,38 +25,38 @@ class NoticeAdmin(ReadOnlyAdmin):
 
     @admin.display(description="customer")
     def customer(self, notice: Notice) -> str:
-        """Whom it is for."""
+        """The recipient."""
         return customer_name(notice.account.user)
 
     @admin.display(description="trial ends at")
     def ends(self, notice: Notice) -> str:
-        """The end that the mail is about, in UTC."""
+        """The end of the trial that the mail announces, in UTC."""
         return f"{notice.trial_ends_at:{MINUTES}}"
 
     @admin.display(description="sent, or next attempt")
     def when(self, notice: Notice) -> str:
-        """When it was sent or, while pending, will be tried."""
+        """When the mail was sent or, while it is pending, when it is tried next."""
         moment = notice.sent or (notice.next_attempt if notice.status == Notice.Status.PENDING else None)
         return f"{moment:{MINUTES}}" if moment else NOTHING
 
     @admin.display(description="error")
     def short_error(self, notice: Notice) -> str:
-        """The beginning of the error. The page of the notice has all of it."""
+        """The beginning of the error. The page of the notice shows all of it."""
         return one_line(notice.last_error, most=60)
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Whoever may change notices may have them sent."""
+        """Users with the permission to change notices may retry them."""
         return request.user.has_perm("accounts.change_notice")
 
     @admin.action(description="Try again now", permissions=["operate"])
     def retry(self, request: HttpRequest, chosen: QuerySet[Notice]) -> None:
-        """Have the next delivery try failed mails again, however often they failed."""
+        """Make failed mails due for the next delivery, however often they failed."""
         now = timezone.now()
         retried = 0
         for notice in chosen:
             if notices.retry(notice_id=notice.pk, now=now):
                 retried += 1
-                self.log_change(request, notice, "To be tried again.")
+                self.log_change(request, notice, "Queued for another attempt.")
         if retried:
             self.message_user(request, f"{retried} to be sent by the next delivery.", messages.SUCCESS)
         if refused := len(chosen) - retried:

@@ -1,8 +1,8 @@
-"""The figures of the overview: how many trials are where, whether the schedule works, and how each path did.
+"""The figures of the overview: accounts by state, whether the schedule works, and the performance of each path.
 
-The page is admin/overview.html. All queries together take a few hundred milliseconds with a million accounts: trials
-are counted in the index of the rule, runs are few, and lateness is taken from a bounded sample. Expired accounts have
-no index, because it would slow down every run; they are counted by reading the table, about 80 ms for a million.
+The page is admin/overview.html. All queries together take a few hundred milliseconds with a million accounts: an index
+serves the counts of trials, runs are few, and a bounded sample serves lateness. Expired accounts have no index, because
+it would slow down every run; counting them reads the table, about 80 ms for a million.
 """
 
 from collections import Counter
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from accounts.admin.schedule import Processes, Schedule
 
 DAYS = 30
-"""The overview shows the runs of the last, and the trials that end within the next 30 days."""
+"""The overview shows the runs of the last 30 days and the trials that end within the next 30 days."""
 
 SOON = timedelta(days=7)
 
 SAMPLE = 10_000
-"""Lateness is taken from that many accounts of each path, those that expired last."""
+"""Lateness is computed from at most this many accounts of each path, those that expired last."""
 
 
 def ending(*, start: datetime, end: datetime) -> AccountQuerySet:
@@ -40,16 +40,16 @@ def ending(*, start: datetime, end: datetime) -> AccountQuerySet:
 
 
 def in_grace(now: datetime) -> AccountQuerySet:
-    """Trialing accounts whose trial has ended, and that are not due yet."""
+    """Trialing accounts whose trial has ended, but whose grace has not."""
     return ending(start=grace_cutoff(now), end=now)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trials:
-    """How many accounts are where."""
+    """The number of accounts in each state."""
 
     trialing: int
-    """On trial: all of them, also those that are due, in grace or ending soon."""
+    """All accounts on trial, including those that are due, in grace or ending soon."""
     due: int
     """The next run expires them."""
     in_grace: int
@@ -71,27 +71,27 @@ def trials(*, now: datetime) -> Trials:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PathFigures:
-    """What one of the two paths did in the last 30 days. Durations are None where there was nothing to measure."""
+    """The runs of one path in the last 30 days. Durations are None when there was nothing to measure."""
 
     path: ExpiryRun.Path
     last: ExpiryRun | None
-    """Its latest run, however old."""
+    """The latest run, however old."""
     runs: int
     failed: int
-    """Failed, or interrupted."""
+    """Runs that failed or were interrupted."""
     refused: int
     expired: int
     median_duration: timedelta | None
     worst_duration: timedelta | None
     accounts_per_second: float | None
-    """Of the runs that expired any account: all their accounts by all their seconds."""
+    """All accounts divided by all seconds of the runs that expired any account."""
     median_lateness: timedelta | None
-    """From the moment an account was due to the moment of the run that expired it, for the latest 10,000."""
+    """The time from an account becoming due to the run that expired it, for the latest 10,000 accounts."""
     worst_lateness: timedelta | None
 
 
 def path_figures(path: ExpiryRun.Path, ledger: Iterable[ExpiryRun]) -> PathFigures:
-    """Sum up the runs of ``path`` among those of ``ledger``, which begins with the latest."""
+    """Sum up the runs of ``path`` in ``ledger``, which is sorted latest first."""
     runs = [run for run in ledger if run.path == path]
     durations = [run.finished - run.started for run in runs if run.finished]
     worked = [run for run in runs if run.expired_count and run.finished]
@@ -113,7 +113,7 @@ def path_figures(path: ExpiryRun.Path, ledger: Iterable[ExpiryRun]) -> PathFigur
 
 
 def lateness(runs: Iterable[ExpiryRun]) -> list[timedelta]:
-    """How long after they were due the accounts of ``runs``, latest first, were expired; ``SAMPLE`` of them at most."""
+    """The lateness of the accounts of ``runs``, which are sorted latest first; at most ``SAMPLE`` accounts."""
     cutoffs, found = {}, 0
     for run in runs:
         if found < SAMPLE:
@@ -124,7 +124,7 @@ def lateness(runs: Iterable[ExpiryRun]) -> list[timedelta]:
 
 
 def expired_by_day(ledger: Iterable[ExpiryRun], *, now: datetime) -> Chart:
-    """Accounts that each path expired, less what was undone, on each of the last 30 days and today."""
+    """The accounts that each path expired, minus those undone, on each of the last 30 days and today."""
     counts: dict[str, Counter[date]] = {path.value: Counter() for path in ExpiryRun.Path}
     for run in ledger:
         counts[run.path][run.as_of.astimezone(UTC).date()] += run.expired_count - run.undone_count
@@ -133,7 +133,7 @@ def expired_by_day(ledger: Iterable[ExpiryRun], *, now: datetime) -> Chart:
 
 
 def ending_by_day(*, now: datetime) -> Chart:
-    """Trials that end today, from now on, and on each of the coming 30 days."""
+    """The trials that end in the rest of today and on each of the next 30 days."""
     midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     counts = (
         ending(start=now, end=midnight + timedelta(days=DAYS + 1))
@@ -151,22 +151,22 @@ class Overview:
 
     now: datetime
     problems: list[str]
-    """As ``check_expiry`` reports them."""
+    """The sentences that ``check_expiry`` reports."""
     refused: int
-    """Runs that were refused since a run last succeeded."""
+    """The number of runs refused since the last successful run."""
     trials: Trials
     has_beat: bool
-    """Whether django_celery_beat is installed: without it the page says nothing of Celery."""
+    """Whether django_celery_beat is installed. Without it the page does not mention Celery."""
     schedule: "Schedule | None"
     processes: "Processes | None"
-    """None where beat has no enabled entry: then no process is pinged."""
+    """None when beat has no enabled entry: then no process is pinged."""
     paths: list[PathFigures]
     expired: Chart
     ending: Chart
 
 
 def collect(*, now: datetime) -> Overview:
-    """Take every figure of the overview, as of ``now``."""
+    """Compute every figure of the overview, as of ``now``."""
     ledger = list(ExpiryRun.objects.filter(as_of__gt=now - timedelta(days=DAYS)).order_by("-pk"))
     unsuccessful = takewhile(lambda run: run.status != ExpiryRun.Status.SUCCEEDED, ledger)
     has_beat = apps.is_installed("django_celery_beat")
@@ -186,8 +186,8 @@ def collect(*, now: datetime) -> Overview:
 
 
 def celery(*, now: datetime) -> "tuple[Schedule | None, Processes | None]":
-    """The schedule, and the processes where an enabled entry gives them work."""
-    from accounts.admin.schedule import processes, schedule  # a project without Celery lacks what it imports
+    """The schedule and, when it has an enabled entry, the running processes."""
+    from accounts.admin.schedule import processes, schedule  # imports Celery, which a project may not have
 
     ticks = schedule(now=now)
     return ticks, processes() if ticks and ticks.next_tick else None

@@ -1,4 +1,4 @@
-"""Runs: the ledger of both paths, and the undo of a run."""
+"""The admin's pages of runs: the ledger of both paths, and the undo of a run."""
 
 from datetime import datetime
 from typing import Any
@@ -23,7 +23,7 @@ from accounts.templatetags.durations import duration
 
 
 class UndoForm(forms.Form):
-    """How to undo a run."""
+    """The options of an undo."""
 
     extend_days = forms.IntegerField(
         label="Also extend by days",
@@ -36,7 +36,7 @@ class UndoForm(forms.Form):
 
 @admin.register(ExpiryRun)
 class ExpiryRunAdmin(ReadOnlyAdmin):
-    """The ledger: every run of either path, and its undo."""
+    """Shows every run of either path, and undoes one."""
 
     list_display = (
         "id",
@@ -70,38 +70,38 @@ class ExpiryRunAdmin(ReadOnlyAdmin):
 
     @admin.display(description="expired")
     def expired_accounts(self, run: ExpiryRun) -> str:
-        """How many, with a link to those that still point to the run."""
+        """The number of accounts, with a link to those that still point to the run."""
         url = reverse("admin:accounts_account_changelist", query={"expiry_run": run.pk})
         return format_html('<a href="{}">{}</a>', url, f"{run.expired_count:,}") if run.expired_count else "0"
 
     @admin.display(description="accounts/s")
     def rate(self, run: ExpiryRun) -> str:
-        """Accounts expired in a second."""
+        """Accounts expired per second."""
         if not run.expired_count or not run.finished or run.finished == run.started:
             return NOTHING
         return f"{run.expired_count / (run.finished - run.started).total_seconds():,.0f}"
 
     @admin.display(description="longest slice")
     def longest(self, run: ExpiryRun) -> str:
-        """The longest any account stayed locked."""
+        """The longest time that any account was locked."""
         return duration(run.longest_slice) if run.longest_slice else NOTHING
 
     @admin.display(description="error")
     def short_error(self, run: ExpiryRun) -> str:
-        """The beginning of the error. The page of the run has all of it."""
+        """The beginning of the error. The page of the run shows all of it."""
         return one_line(run.error, most=60)
 
     def has_undo_permission(self, request: HttpRequest) -> bool:
-        """A permission of its own: one click changes very many accounts."""
+        """A separate permission, because one click changes many accounts."""
         return request.user.has_perm("accounts.undo_expiryrun")
 
     def get_urls(self) -> list[URLPattern]:
-        """The usual pages, and the one that confirms an undo."""
+        """The default pages, and the page that confirms an undo."""
         undo = path("<int:pk>/undo/", self.admin_site.admin_view(self.undo), name="accounts_expiryrun_undo")
         return [undo, *super().get_urls()]
 
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Add links to the undo, and to the schedule that started the run."""
+        """Add links to the undo and to the schedule that started the run."""
         run = context["original"]
         something_to_undo = run.status == ExpiryRun.Status.RUNNING or run.expired_count > run.undone_count
         context["undo"] = something_to_undo and self.has_undo_permission(request)
@@ -112,7 +112,7 @@ class ExpiryRunAdmin(ReadOnlyAdmin):
         return super().render_change_form(request, context, *args, **kwargs)
 
     def undo(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """Say what undoing the run would do, and on POST do it."""
+        """Show what undoing the run would do; undo it on POST."""
         run = get_object_or_404(ExpiryRun, pk=pk)
         if not self.has_view_permission(request, run) or not self.has_undo_permission(request):
             raise PermissionDenied

@@ -1,6 +1,6 @@
-"""Celery's part of the overview: the entry in beat's schedule, and the processes that answer.
+"""Celery's part of the overview: the entry in beat's schedule, and the liveness of worker and beat.
 
-Imported only where django_celery_beat is installed.
+Imported only when django_celery_beat is installed.
 """
 
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ class Schedule:
     next_tick: datetime | None
     """None when the entry is disabled."""
     late: bool
-    """Beat has sent a tick before, and has not sent the one that was due since."""
+    """Whether beat has sent a tick before and missed the one due since."""
 
 
 BEAT_MAY_LAG = timedelta(minutes=5)
 
 
 def entry() -> PeriodicTask | None:
-    """The entry that expires trials; if there are several, an enabled one."""
+    """The entry that expires trials; an enabled one if there are several."""
     entries = PeriodicTask.objects.select_related("crontab", "interval", "solar", "clocked")
     return entries.filter(task=tasks.expire_trials.name).order_by("-enabled", "pk").first()
 
 
 def schedule(*, now: datetime) -> Schedule | None:
-    """When beat ticks next, and whether it has missed a tick; None when the schedule has no entry for it."""
+    """When beat sends the next tick, and whether it missed one; None when the schedule has no entry that expires."""
     found = entry()
     if not found:
         return None
@@ -50,10 +50,10 @@ def schedule(*, now: datetime) -> Schedule | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Processes:
-    """The processes that answered a ping through the broker."""
+    """The number of processes that answered a ping through the broker."""
 
     broker: bool
-    """Whether the broker itself could be reached."""
+    """Whether the broker could be reached."""
     beats: int = 0
     workers: int = 0
 
@@ -62,17 +62,17 @@ PING_SECONDS = 0.5
 
 
 def processes() -> Processes:
-    """Ping every worker and beat. Takes a second at most, and is done at most every 15 seconds."""
+    """Ping every worker and beat. A ping takes a second at most; its answer is cached for 15 seconds."""
     return cache.get_or_set("accounts.admin.processes", _ping, 15) or Processes(broker=False)
 
 
 def _ping() -> Processes:
-    # A page waits twice at most for a broker that is away: to connect, and for an answer.
+    # For a broker that is down, a page waits at most twice: for a connection, and for an answer.
     short = {"socket_connect_timeout": PING_SECONDS, "socket_timeout": PING_SECONDS, "max_retries": 0}
     try:
         with current_app.connection_for_write(transport_options=short) as broker:
             answers = current_app.control.ping(timeout=PING_SECONDS, connection=broker)
-    except Exception:  # whatever is wrong with the broker or its URL, the page is shown
+    except Exception:  # the page must be shown whatever is wrong with the broker or its URL
         return Processes(broker=False)
     names = [name for answer in answers or () for name in answer]
     beats = sum(name.startswith("celerybeat@") for name in names)

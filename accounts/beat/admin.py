@@ -13,11 +13,11 @@ admin.site.unregister(PeriodicTask)
 
 @admin.register(PeriodicTask)
 class TaskAdmin(PeriodicTaskAdmin):  # type: ignore[misc]  # it carries no types
-    """The page of django-celery-beat, but that "Run selected tasks" says when the broker does not take a task."""
+    """The page of django-celery-beat, with a message from "Run selected tasks" when the broker refuses a task."""
 
     def run_tasks(self, request: HttpRequest, queryset: Any) -> None:
         """Send the tasks to the broker."""
         try:
             super().run_tasks(request, queryset)
-        except OperationalError as error:  # the broker is away, or refuses, as a full Redis does
+        except OperationalError as error:  # the broker is down, or refuses the task, as a full Redis does
             self.message_user(request, f"The broker did not take the task: {error}", level=messages.ERROR)

@@ -4,7 +4,7 @@ from django.apps import AppConfig
 
 
 class BeatConfig(AppConfig):
-    """Adds the hourly ticks to beat's schedule, by a migration. Has no models."""
+    """Adds the hourly entries to beat's schedule by a migration. Has no models."""
 
     name = "accounts.beat"
     label = "accounts_beat"

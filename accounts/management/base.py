@@ -1,4 +1,4 @@
-"""What the commands share: checked options, an error in one line, exit codes, and stopping in order."""
+"""The base class of the commands: checked options, errors in one line, exit codes, and a clean stop on a signal."""
 
 import pkgutil
 import signal
@@ -23,24 +23,24 @@ from accounts.slices import AfterSlice
 
 FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 1, 2, 3, 130
 
-QUERY_CANCELED = "57014"  # by statement_timeout, as a rule
+QUERY_CANCELED = "57014"  # usually by statement_timeout
 
 
 class TrialCommand(BaseCommand):
-    """A command whose errors are one line on stderr, and an exit code that says which kind."""
+    """A command whose errors are one line on stderr and an exit code for each kind."""
 
     work: ClassVar[str]
-    """What to call what the command does, such as "run"."""
+    """A noun for what the command does, such as "run"."""
     lasting: ClassVar[str]
-    """A sentence on what lasts of it when it fails or is stopped, and what to do next."""
+    """A sentence about what remains done when the command fails or is stopped, and what to do next."""
 
-    # Only the checks of this app: the others cost more than the work of an ordinary hour.
+    # Only the checks of this app: the others take longer than an hourly run usually does.
     requires_system_checks = ("accounts",)
     requires_migrations_checks = True
     verbosity = 1
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        """Django's parser, but an error is one line: no usage, and the same exit code for ``call_command``."""
+        """Django's parser, with errors in one line: no usage, and the same exit code for ``call_command``."""
         parser = super().create_parser(prog_name, subcommand, **kwargs)
         parser.error = partial(_refuse, parser)  # type: ignore[method-assign]
         return parser
@@ -56,12 +56,12 @@ class TrialCommand(BaseCommand):
         )
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """Run as a process of its own, where SIGTERM stops as Ctrl-C does."""
+        """Run as a process, in which SIGTERM stops the command as Ctrl-C does."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         super().run_from_argv(argv)
 
     def execute(self, *args: Any, **options: Any) -> str | None:
-        """Run the command with the options checked; whatever an operator can meet becomes one line and an exit code."""
+        """Check the options and run the command; every error an operator can meet becomes one line and an exit code."""
         options = self._checked(options)
         self.verbosity = options["verbosity"]
         try:
@@ -77,9 +77,9 @@ class TrialCommand(BaseCommand):
             raise CommandError(self._explanation(error, options), returncode=FAILED) from error
 
     def check_migrations(self) -> None:
-        """Raise CommandError when this app has migrations that the database lacks.
+        """Raise CommandError when a migration of this app is not applied.
 
-        Django's own check builds the graph of every migration, which takes longer than expiring a thousand accounts.
+        Django's own check loads the graph of every migration, which takes longer than expiring a thousand accounts.
         """
         applied = {name for app, name in MigrationRecorder(connection).applied_migrations() if app == "accounts"}
         missing = [module.name for module in pkgutil.iter_modules(migrations.__path__) if module.name not in applied]
@@ -90,13 +90,13 @@ class TrialCommand(BaseCommand):
             )
 
     def say(self, line: str, *, verbosity: int = 1) -> None:
-        """Write a line to stdout when ``--verbosity`` is at least that."""
+        """Write a line to stdout when ``--verbosity`` is at least ``verbosity``."""
         if self.verbosity >= verbosity:
             self.stdout.write(line)
 
     @contextmanager
     def progress(self) -> Iterator[AfterSlice]:
-        """What to call after each slice: shows how far it is; raises KeyboardInterrupt once told to stop."""
+        """Yield a callback for after each slice, which shows progress and, after a signal, raises KeyboardInterrupt."""
         with stop_signals_deferred() as stop:
 
             def after_slice(done: int, total: int) -> None:
@@ -109,11 +109,11 @@ class TrialCommand(BaseCommand):
             yield after_slice
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options, each read by its type: ``call_command`` hands on keywords that argparse has not seen."""
+        """Convert each option by its type, because ``call_command`` passes keywords past argparse."""
         parser = self.create_parser("", "")
         for action in parser._actions:
             value = options.get(action.dest)
-            if action.type and value is not action.default:  # a default from the settings is checked with them
+            if action.type and value is not action.default:  # the system checks cover a default from the settings
                 try:
                     read = action.default if value is None else parser._get_value(action, str(value))
                 except ArgumentError as error:
@@ -142,25 +142,25 @@ def _refuse(parser: CommandParser, message: str) -> NoReturn:
 
 @contextmanager
 def stop_signals_deferred() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an event, for the caller to stop at when it suits; a second one stops at once.
+    """Set an event on Ctrl-C or SIGTERM, so that the caller can stop between two steps; a second signal stops at once.
 
-    Raised just anywhere, KeyboardInterrupt can hit the middle of a COMMIT and leave a connection that cannot be used.
+    A KeyboardInterrupt raised during a COMMIT would leave an unusable connection.
     """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-        yield asked
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield stop
         return
 
-    def ask(*_: object) -> None:
-        asked.set()
+    def request_stop(*_: object) -> None:
+        stop.set()
         restore()
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield stop
     finally:
         restore()

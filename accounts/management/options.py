@@ -1,4 +1,4 @@
-"""The types of the commands' options: each reads one text, or says in a sentence why it cannot."""
+"""The argparse types of the commands' options. Each parses one string, or explains in a sentence why it cannot."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from django.utils.text import Truncator
 
 MOST = 1_000_000_000
 LONGEST_AGE = 87_600  # hours: ten years
-YEARS = range(1000, 9001)  # far enough from both ends of the calendar to add and to subtract any setting in days
+YEARS = range(1000, 9001)  # no overflow when any setting in days is added or subtracted
 
 
 def quoted(text: str) -> str:
-    """``text`` as a message quotes it: in quotation marks, on one line, and cut when it is long."""
+    """``text`` for a message: in quotation marks, on one line, and truncated when it is long."""
     return repr(Truncator(text).chars(60))
 
 
@@ -31,7 +31,7 @@ def whole_number(*, at_most: int = MOST) -> Callable[[str], int]:
 
 
 def hours(text: str) -> float:
-    """A time in hours, above 0 and at most ten years."""
+    """The type of a duration in hours, above 0 and at most ten years."""
     with suppress(ValueError):
         if 0 < (number := float(text)) <= LONGEST_AGE:
             return number
@@ -39,7 +39,7 @@ def hours(text: str) -> float:
 
 
 def moment(text: str) -> datetime:
-    """A moment in ISO 8601 with a time zone, as UTC."""
+    """The type of a moment in ISO 8601 with a time zone, converted to UTC."""
     try:
         read = datetime.fromisoformat(text)
     except ValueError:
@@ -54,7 +54,7 @@ def moment(text: str) -> datetime:
 
 
 def name(*, at_most: int) -> Callable[[str], str]:
-    """The type of a name that the database can hold and a terminal can show."""
+    """The type of a name that the database can store and a terminal can show."""
 
     def read(text: str) -> str:
         if not (0 < len(text) <= at_most and text.isprintable()):

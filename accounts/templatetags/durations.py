@@ -1,4 +1,4 @@
-"""Durations as people say them."""
+"""The formatter of durations."""
 
 from datetime import timedelta
 from math import floor, log10
@@ -8,16 +8,16 @@ from django import template
 register = template.Library()
 
 UNITS = (("days", 86_400.0, 2), ("h", 3_600.0, 2), ("min", 60.0, 2), ("s", 1.0, 1), ("ms", 1e-3, 1), ("µs", 1e-6, 1))
-"""Each with its seconds, and from how many of it on it is used: 90 min, not 1.5 h."""
+"""Name, seconds, and the smallest number for which the unit is used: 90 min, not 1.5 h."""
 
 
 @register.filter
 def duration(value: timedelta | float | None, digits: int = 2) -> str:
-    """Say it in the unit that suits, with ``digits`` or more: 63 ms, 4.2 s, 35 min, 12 days; a dash for None.
+    """Format a duration in a suitable unit: 63 ms, 4.2 s, 35 min, 12 days; a dash for None.
 
     Args:
-        value: a number is seconds.
-        digits: significant ones. Zeros that would end a fraction are left out where nothing else follows the point.
+        value: a timedelta, or a number of seconds.
+        digits: the number of significant digits, at least. A fraction of zeros only is omitted.
     """
     if value is None:
         return "–"  # noqa: RUF001 (a dash, not a minus)

@@ -13,8 +13,8 @@ from accounts.management.base import TrialCommand
 
 class Command(TrialCommand):
     help = (
-        "Tell whether trials are being expired, by whichever path: a run succeeded lately, and no account is long "
-        "overdue. Exit codes: 0 all is well, 1 it is not (and why), 2 bad input. /health/expiry/ answers the same."
+        "Check that trials are being expired, by whichever path: a run succeeded recently, and no account is long "
+        "overdue. Exit codes: 0 healthy, 1 unhealthy (with the reason), 2 bad input. /health/expiry/ is the same check."
     )
     work = "check"
     lasting = "It changed nothing."
@@ -23,9 +23,9 @@ class Command(TrialCommand):
         parser.add_argument(
             "--max-age",
             type=types.hours,
-            default=getattr(settings, "TRIAL_RUN_MAX_AGE_HOURS", None),  # where it is missing, the checks say so
+            default=getattr(settings, "TRIAL_RUN_MAX_AGE_HOURS", None),  # the system checks report it when missing
             metavar="HOURS",
-            help="How old the last success, and how overdue an account, may be (default: %(default)s).",
+            help="The allowed age of the last success, and the allowed delay of an account (default: %(default)s).",
         )
 
     def handle(self, *args: Any, max_age: float, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""``./manage.py erase_user``: everything that is stored of a person goes, but for the sums."""
+"""``./manage.py erase_user``: delete what is stored about a person; the counts of runs stay."""
 
 from typing import Any
 
@@ -12,7 +12,8 @@ from accounts.management.base import BAD_INPUT, FAILED, TrialCommand
 class Command(TrialCommand):
     help = (
         "Erase the user with this e-mail address: the user, the account, its notices, and the name in the admin's log. "
-        "Shows what would go, and asks. Exit codes: 0 erased, 1 not erased, 2 bad input, such as an unknown address."
+        "Shows what would be deleted and asks for confirmation. "
+        "Exit codes: 0 erased, 1 not erased, 2 bad input, such as an unknown address."
     )
 
     work = "erasure"
@@ -20,7 +21,7 @@ class Command(TrialCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("email", metavar="EMAIL", help="The whole address, in upper or lower case.")
-        parser.add_argument("--yes", action="store_true", help="Do not ask.")
+        parser.add_argument("--yes", action="store_true", help="Do not ask for confirmation.")
 
     def handle(self, *args: Any, email: str, yes: bool = False, **options: Any) -> None:
         model = get_user_model()
@@ -36,7 +37,7 @@ class Command(TrialCommand):
             self.stdout.write("Erased.")
 
     def show(self, user: Any) -> None:
-        """Say what is stored of the user."""
+        """Print what is stored about the user."""
         found = erasure.traces(user=user)
         accounts = ", ".join(str(account) for account in found.accounts) or "no account"
         self.stdout.write(
@@ -47,7 +48,7 @@ class Command(TrialCommand):
 
 
 def confirmed() -> bool:
-    """Ask on the terminal; without one the answer is no."""
+    """Ask on the terminal; False without a terminal."""
     try:
         return input("Erase this for good? [y/N] ").strip().lower() == "y"
     except EOFError:

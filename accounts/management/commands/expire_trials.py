@@ -1,4 +1,4 @@
-"""``./manage.py expire_trials``: the command's face of ``accounts.services.expire_trials``."""
+"""``./manage.py expire_trials``: the command for ``accounts.services.expire_trials``."""
 
 from datetime import datetime, timedelta
 from functools import partial
@@ -16,19 +16,19 @@ from accounts.models import Account, ExpiryRun
 class Command(TrialCommand):
     help = (
         "Move every account whose trial has ended, plus TRIAL_GRACE_DAYS of grace, from trialing to trial expired. "
-        "Accounts in any other status are never touched. Needs no broker and may run at any time, also beside Celery. "
-        "Exit codes: 0 done, 1 failed (the next run takes what is left), 2 bad input, 3 refused: too many are due."
+        "Accounts in any other status are never changed. Needs no broker, and may run concurrently with Celery. "
+        "Exit codes: 0 done, 1 failed (the next run expires the rest), 2 bad input, 3 refused: too many are due."
     )
     work = "run"
     lasting = "What it expired stays expired; the next run takes the rest."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--dry-run", action="store_true", help="Only say how many accounts would expire.")
+        parser.add_argument("--dry-run", action="store_true", help="Only print how many accounts would expire.")
         parser.add_argument(
             "--as-of",
             type=types.moment,
             metavar="ISO8601",
-            help="Apply the rule to this moment, such as 2026-03-01T00:00:00Z; in the future only with --dry-run.",
+            help="Apply the rule as of this moment, such as 2026-03-01T00:00:00Z; in the future only with --dry-run.",
         )
         self.add_batch_size(parser, verb="expired")
         parser.add_argument(
@@ -41,7 +41,7 @@ class Command(TrialCommand):
             "--if-stale",
             type=types.hours,
             metavar="HOURS",
-            help="Do nothing if a run succeeded within the last HOURS: for a cron line that stands in for Celery.",
+            help="Do nothing if a run succeeded within the last HOURS: for a cron line as the fallback for Celery.",
         )
 
     def handle(

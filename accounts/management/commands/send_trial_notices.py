@@ -1,4 +1,4 @@
-"""``./manage.py send_trial_notices``: the command's face of ``accounts.notices`` and ``accounts.delivery``."""
+"""``./manage.py send_trial_notices``: the command for ``accounts.notices`` and ``accounts.delivery``."""
 
 from datetime import datetime
 from typing import Any
@@ -15,9 +15,9 @@ from accounts.models import Notice
 
 class Command(TrialCommand):
     help = (
-        "Mail every customer who is owed it: the reminders of TRIAL_REMINDER_DAYS before a trial ends, and a notice "
-        "when a run has expired it. Does nothing unless TRIAL_NOTICES is on. Needs no broker and may run at any time, "
-        "also beside Celery. Exit codes: 0 done, 1 failed or no mail server (the next run sends what is left), "
+        "Send the mails that are owed: the reminders of TRIAL_REMINDER_DAYS before a trial ends, and a notice "
+        "when a run has expired it. Does nothing unless TRIAL_NOTICES is on. Needs no broker, and may run concurrently "
+        "with Celery. Exit codes: 0 done, 1 failed or no mail server (the next run sends the rest), "
         "2 bad input, 3 refused: too many mails are owed."
     )
     work = "run"
@@ -25,20 +25,20 @@ class Command(TrialCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--dry-run", action="store_true", help="Only say how many mails are owed, also with TRIAL_NOTICES off."
+            "--dry-run", action="store_true", help="Only print how many mails are owed, even with TRIAL_NOTICES off."
         )
         parser.add_argument(
             "--as-of",
             type=types.moment,
             metavar="ISO8601",
-            help="With --dry-run: count what would be owed at this moment, past or future, such as "
-            "2026-03-01T00:00:00Z, were the accounts then as they are now.",
+            help="With --dry-run: count the mails owed as of this moment, past or future, such as "
+            "2026-03-01T00:00:00Z, from the accounts as they are now.",
         )
         parser.add_argument(
             "--limit",
             type=types.whole_number(),
             metavar="N",
-            help="Take up at most N mails in this run; the others stay queued for the next.",
+            help="Attempt at most N mails in this run; the others stay queued for the next.",
         )
         parser.add_argument(
             "--max-notices",
@@ -67,7 +67,7 @@ class Command(TrialCommand):
             self.queue_and_deliver(now, limit=limit, max_notices=max_notices)
 
     def check_migrations(self) -> None:
-        if settings.TRIAL_NOTICES:  # switched off, it leaves the database alone
+        if settings.TRIAL_NOTICES:  # otherwise the command writes nothing
             super().check_migrations()
 
     def say_what_would_happen(self, now: datetime, *, max_notices: int | None) -> None:

@@ -1,4 +1,4 @@
-"""``./manage.py undo_expiry``: the command's face of ``accounts.services.undo_run``."""
+"""``./manage.py undo_expiry``: the command for ``accounts.services.undo_run``."""
 
 import getpass
 import os
@@ -16,9 +16,9 @@ from accounts.services import LONGEST_EXTENSION, UndoPreview
 
 class Command(TrialCommand):
     help = (
-        "Put the accounts that a run expired, and that are still expired, back on trial. Whoever paid, was cancelled "
-        "or extended since stays as it is. A run that is under way is stopped by it. May run at any time, and twice. "
-        "Exit codes: 0 done, also when there was nothing to do, 1 failed, or some were locked (run it again), "
+        "Put the accounts that a run expired, and that are still expired, back on trial. Accounts that paid, were "
+        "cancelled or were extended since do not change. Stops a run that is in progress. Safe to repeat. "
+        "Exit codes: 0 done, also when there was nothing to undo, 1 failed, or some were locked (run it again), "
         "2 bad input."
     )
     work = "undo"
@@ -28,13 +28,13 @@ class Command(TrialCommand):
         parser.add_argument(
             "run", type=types.whole_number(), metavar="RUN", help="The number of the run, as the ledger shows it."
         )
-        parser.add_argument("--dry-run", action="store_true", help="Only say what would happen.")
+        parser.add_argument("--dry-run", action="store_true", help="Only print what would change.")
         parser.add_argument(
             "--extend-days",
             type=types.whole_number(at_most=LONGEST_EXTENSION),
             metavar="N",
-            help="Let their trials end N days later, counted from their end or from now, whichever is later. "
-            "Without it the rule soon expires those that are due again.",
+            help="Also extend their trials by N days, counted from their end or from now, whichever is later. "
+            "Without it the next run expires again those that are due.",
         )
         self.add_batch_size(parser, verb="put back")
         parser.add_argument(
@@ -42,7 +42,7 @@ class Command(TrialCommand):
             type=types.name(at_most=255),
             default=system_user(),
             metavar="NAME",
-            help="Who undoes it, for the ledger (default: the user of the system).",
+            help="Who undoes the run, for the ledger (default: the system user).",
         )
 
     def handle(
@@ -90,7 +90,7 @@ class Command(TrialCommand):
 
 
 def system_user() -> str:
-    """The name of whoever runs this process, or its number where it has none, as in a container."""
+    """The name of the user that runs this process, or its number when it has no name, as in a container."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
