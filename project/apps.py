@@ -1,4 +1,4 @@
-"""What happens when the project starts."""
+"""The project's app configurations: the check of the settings, and the admin site."""
 
 from django.apps import AppConfig
 from django.contrib.admin import apps
@@ -7,7 +7,7 @@ from project.start import one_line
 
 
 class ProjectConfig(AppConfig):
-    """Stops every process whose settings are wrong, with one line: command, worker, beat and web alike."""
+    """Stops every process whose settings are wrong, with one line: command, worker, beat and web."""
 
     name = "project"
 
@@ -19,6 +19,6 @@ class ProjectConfig(AppConfig):
 
 
 class AdminConfig(apps.AdminConfig):
-    """Stands in INSTALLED_APPS where ``django.contrib.admin`` would."""
+    """Replaces ``django.contrib.admin`` in INSTALLED_APPS."""
 
     default_site = "accounts.sites.OperatorSite"

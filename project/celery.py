@@ -1,4 +1,4 @@
-"""The Celery app. Its settings are the ``CELERY_*`` ones of project/settings.py."""
+"""The Celery app. Its settings are those of project/settings.py that begin with ``CELERY_``."""
 
 import logging
 import os
@@ -16,15 +16,15 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
 
 class Loader(AppLoader):
-    """Loads the settings for Celery; a wrong one ends the process with one line, where Celery shows a traceback."""
+    """Loads the settings; a wrong one ends the process with one line, where Celery's own loader shows a traceback."""
 
     def config_from_object(self, obj: Any, silent: bool = False) -> None:
-        """Read the settings, for every command of Celery."""
+        """Read the settings; every command of Celery calls this."""
         with one_line():
             super().config_from_object(obj, silent)
 
     def import_default_modules(self) -> Any:
-        """Load the apps, which check their settings. Worker and beat call this once, before they do or log anything."""
+        """Load the apps, which check their settings. Worker and beat call this once, before they start."""
         with one_line():
             django.setup()
         return super().import_default_modules()
@@ -37,8 +37,8 @@ app.autodiscover_tasks()
 
 @after_setup_logger.connect
 @after_setup_task_logger.connect
-def log_as_told(logger: logging.Logger, **_: Any) -> None:
-    """Obey LOG_FORMAT=json. Celery sets up handlers of its own, for --loglevel and --logfile."""
+def apply_log_format(logger: logging.Logger, **_: Any) -> None:
+    """Apply LOG_FORMAT=json to the handlers that Celery adds for --loglevel and --logfile."""
     if settings.LOG_FORMAT == "json":
         from project.logging import JsonLines
 
@@ -47,16 +47,16 @@ def log_as_told(logger: logging.Logger, **_: Any) -> None:
 
 
 @beat_init.connect
-def log_broker_errors_of_beat_in_one_line(**_: Any) -> None:
-    """By itself beat logs a tick that the broker did not take with a hundred lines of stack, at every tick."""
-    logging.getLogger("celery.beat").addFilter(without_stack)
+def shorten_broker_errors_of_beat(**_: Any) -> None:
+    """Log a tick that the broker refused in one line, where beat alone logs a hundred lines of traceback each time."""
+    logging.getLogger("celery.beat").addFilter(remove_traceback)
 
 
-def without_stack(record: logging.LogRecord) -> bool:
-    """Make the record of a broker's error one line; a filter, which keeps every record."""
+def remove_traceback(record: logging.LogRecord) -> bool:
+    """Reduce the record of a broker's error to one line. A logging filter that keeps every record."""
     from celery.beat import SchedulingError
     from kombu.exceptions import KombuError
-    from redis.exceptions import RedisError  # here, because to import redis would slow the command
+    from redis.exceptions import RedisError  # imported here, because importing redis would slow down the command
 
     if record.exc_info and isinstance(record.exc_info[1], SchedulingError | KombuError | RedisError | OSError):
         record.msg, record.args, record.exc_info = record.getMessage().partition("\n")[0], (), None

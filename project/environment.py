@@ -1,7 +1,7 @@
-"""Reads settings from the environment, strictly: what is not understood stops the start and is never guessed.
+"""Reads settings from the environment, strictly: an invalid value stops the start and is never guessed.
 
-A parser takes the text of a variable and returns its value. Otherwise it raises ValueError, with the rest of a sentence
-that begins with the variable's name. Those for URLs are in service_urls.py.
+A parser takes the text of a variable and returns its value. For invalid text it raises ValueError, whose message
+completes a sentence that begins with the variable's name. The parsers of URLs are in service_urls.py.
 """
 
 import re
@@ -17,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 T = TypeVar("T")
 Default = TypeVar("Default")
 
-# No comment behind a value: Docker Compose, which reads the same file, would cut it off, and django-environ would not.
+# No comment after a value: Docker Compose, which reads the same file, would remove it, and django-environ would not.
 ASSIGNMENT = re.compile(
     r"""(export )?[A-Za-z_][A-Za-z0-9_]*=('[^'\0]*'|"([^"\\\0]|\\[^\0])*"|(?!['"])((?!\s\#)[^\0])*)"""
 )
@@ -27,10 +27,10 @@ PORT = r"(:[0-9]{1,5})"
 
 
 def read_file(path: Path, *, must_exist: bool) -> None:
-    """Add the assignments of a .env file to the environment; what is set there already stays.
+    """Add the assignments of a .env file to the environment; variables that are already set do not change.
 
     Raises:
-        ImproperlyConfigured: it cannot be read, or not understood; names the line and quotes nothing of it.
+        ImproperlyConfigured: the file cannot be read or parsed; the message names the line and does not quote it.
     """
     try:
         content = path.read_bytes()
@@ -57,13 +57,13 @@ def read_file(path: Path, *, must_exist: bool) -> None:
 
 
 class Environment:
-    """The variables that settings are read from. An empty one counts as not set."""
+    """The environment variables of the settings. An empty one counts as not set."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self.variables = variables
 
     def read(self, name: str, parse: Callable[[str], T], default: Default, *, secret: bool = False) -> T | Default:
-        """The variable ``name`` as ``parse`` reads it, or ``default`` where it is not set.
+        """Parse the variable ``name``, or return ``default`` when it is not set.
 
         Raises:
             ImproperlyConfigured: names the variable, quotes it unless it is ``secret``, and says what it must be.
@@ -72,11 +72,11 @@ class Environment:
         return self._parse(name, text, parse, secret=secret) if text else default
 
     def url(self, name: str, parse: Callable[[str], T], default: str) -> T:
-        """The same for a URL, which is never quoted because it may hold a password. The default is parsed, too."""
+        """Parse a URL, which no message quotes because it may contain a password. The default is parsed too."""
         return self._parse(name, self.variables.get(name) or default, parse, secret=True)
 
     def require(self, name: str, why: str) -> None:
-        """Raise ImproperlyConfigured, saying why, when ``name`` is not set."""
+        """Raise ImproperlyConfigured with the reason ``why`` when ``name`` is not set."""
         if not self.variables.get(name):
             raise ImproperlyConfigured(f"{name} is not set. {why} (DJANGO_DEBUG=1 is for development only.)")
 
@@ -90,7 +90,7 @@ class Environment:
 
 
 def boolean(text: str) -> bool:
-    """1, true, yes or on; 0, false, no or off."""
+    """Parse 1, true, yes or on; 0, false, no or off."""
     try:
         return BOOLEANS[text.lower()]
     except KeyError:
@@ -98,14 +98,14 @@ def boolean(text: str) -> bool:
 
 
 def whole(text: str) -> int:
-    """A whole number; its bounds are for the caller to check."""
+    """Parse a whole number; the caller checks its bounds."""
     if not re.fullmatch(r"-?[0-9]{1,40}", text):
         raise ValueError("is not a whole number.")
     return int(text)
 
 
 def within(lowest: int, highest: int) -> Callable[[str], int]:
-    """Parse a whole number that has bounds."""
+    """Parse a whole number within bounds."""
 
     def parse(text: str) -> int:
         if not lowest <= whole(text) <= highest:
@@ -116,14 +116,14 @@ def within(lowest: int, highest: int) -> Callable[[str], int]:
 
 
 def decimal(text: str) -> float:
-    """A number such as 3 or 1.5, without unit, sign or exponent."""
+    """Parse a number such as 3 or 1.5, without unit, sign or exponent."""
     if not re.fullmatch(r"[0-9]{1,40}(\.[0-9]{1,40})?", text):
         raise ValueError("is not a number such as 3 or 1.5.")
     return float(text)
 
 
 def moment(text: str) -> datetime:
-    """A date and time with a time zone, in ISO 8601."""
+    """Parse a date and time with a time zone, in ISO 8601."""
     try:
         value = datetime.fromisoformat(text)
     except ValueError:
@@ -134,7 +134,7 @@ def moment(text: str) -> datetime:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """Parse one of these words, in capitals or not."""
+    """Parse one of these words, in upper or lower case."""
 
     def parse(text: str) -> str:
         for choice in choices:
@@ -146,7 +146,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def listed(parse: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """Parse values separated by commas; blanks around them do not count."""
+    """Parse values separated by commas; blanks around them are ignored."""
 
     def parse_each(text: str) -> list[T]:
         values = []
@@ -163,24 +163,24 @@ def listed(parse: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 
 def host(text: str) -> str:
-    """A host that Django may answer to: a name, a domain with all its names as .example.com, an address, or *."""
+    """Parse a host of ALLOWED_HOSTS: a name, an address, ``.example.com`` for a domain and its subdomains, or ``*``."""
     if text != "*" and not re.fullmatch(rf"\.?{HOST}", text):
         raise ValueError("is not a host such as trials.example.com, without scheme, port, path and blanks.")
     return text
 
 
 def origin(text: str) -> str:
-    """A scheme and a host, whose first label may be ``*``."""
+    """Parse an origin: a scheme and a host, whose first label may be ``*``."""
     if not re.fullmatch(rf"https?://(\*\.)?{HOST}{PORT}?", text):
         raise ValueError("is not an origin such as https://www.example.com or https://*.example.com, without path.")
     return text
 
 
 def signing_key(text: str) -> str:
-    """A key fit for production: long, of many characters, and not a placeholder.
+    """Parse a secret key for production, with the limits of Django's ``check --deploy``.
 
     Raises:
-        ValueError: the limits are those of Django's own check of a deployment.
+        ValueError: it is too short, has too few different characters, or is a placeholder.
     """
     generate = "Generate one: python -c 'import secrets; print(secrets.token_urlsafe(50))'"
     if len(text) < 50 or "change-me" in text or text.startswith("django-insecure-"):

@@ -1,4 +1,4 @@
-"""Gunicorn's settings, wherever it runs: ``gunicorn --config project/gunicorn.py project.wsgi``."""
+"""Gunicorn's settings: ``gunicorn --config project/gunicorn.py project.wsgi``."""
 
 import socket
 from contextlib import suppress
@@ -7,21 +7,21 @@ from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
-preload_app = True  # before there is a worker: a wrong setting ends gunicorn with one line, not each worker with many
-threads = 8  # of each process; each holds a connection to the database
+preload_app = True  # so that a wrong setting ends gunicorn with one line, and not each worker with a traceback
+threads = 8  # for each process; each thread holds a connection to the database
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """A process with threads, in which a client has a limited time to send its request.
+    """A worker process with threads that limits the time in which a client must send its request.
 
-    Gunicorn's own (27.0) waits for the second half of a request without limit: as many half-sent requests as there are
-    threads stop it for good. Its documentation leaves that to a buffering proxy, and not every installation has one.
+    Gunicorn's own worker (27.0) waits for the rest of a request without limit, so as many half-sent requests as there
+    are threads block it forever. Its documentation recommends a buffering proxy, which not every installation has.
     """
 
     REQUEST_SECONDS = 10
 
     def handle(self, conn: Any) -> Any:
-        """Read and answer one request; what has not arrived in time is taken as never sent."""
+        """Read and answer one request, and stop reading after ``REQUEST_SECONDS``."""
         cut_off = Timer(self.REQUEST_SECONDS, stop_reading, [conn.sock])
         cut_off.daemon = True
         cut_off.start()
@@ -32,8 +32,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
 
 def stop_reading(connection: socket.socket) -> None:
-    """End the waiting for more of a request. An answer that is being sent is not disturbed."""
-    with suppress(OSError):  # closed already
+    """End the wait for the rest of a request. A response that is being sent is not affected."""
+    with suppress(OSError):  # already closed
         connection.shutdown(socket.SHUT_RD)
 
 

@@ -1,4 +1,4 @@
-"""The health pages, for load balancers and monitoring: does this process work, and are trials being expired?"""
+"""The health pages for load balancers and monitoring: the liveness of this process, and the freshness of the runs."""
 
 from datetime import timedelta
 
@@ -16,7 +16,7 @@ DATABASE_AWAY = "The database does not answer."
 
 @require_safe
 def process(request: HttpRequest) -> HttpResponse:
-    """Whether this process reaches the database."""
+    """Check that this process reaches the database."""
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -27,7 +27,7 @@ def process(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def expiry(request: HttpRequest) -> HttpResponse:
-    """Whether trials are being expired; why not is only for staff and for whoever brings ``METRICS_TOKEN``."""
+    """Check that trials are being expired. Only staff and requests with ``METRICS_TOKEN`` see the problems."""
     try:
         problems = health.problems(now=database_now(), max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS))
         if brings_token(request) or getattr(request.user, "is_staff", False):

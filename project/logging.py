@@ -1,4 +1,4 @@
-"""How a log line is written. Which lines there are, and their fields, is the application's."""
+"""The JSON format of log lines."""
 
 import logging
 from datetime import UTC, datetime
@@ -8,13 +8,13 @@ from pythonjsonlogger.json import JsonFormatter
 
 
 class JsonLines(JsonFormatter):
-    """A line of JSON for each record: time in UTC, level, logger, message, and the fields of a message made of fields.
+    """Writes a record as a line of JSON: time in UTC, level, logger, message, and the fields of a structured message.
 
-    What libraries attach to a record stays out, such as Django's request, whose URL may name a customer.
+    Omits what libraries attach to a record, such as Django's request, whose URL may name a customer.
     """
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
-        """Write just these."""
+        """Write only these fields."""
         log_data["timestamp"] = datetime.fromtimestamp(record.created, tz=UTC)
         log_data["level"] = record.levelname
         log_data["logger"] = record.name

@@ -1,4 +1,4 @@
-"""Whom a request comes from, behind a proxy."""
+"""The address of the client behind a proxy."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,10 +10,10 @@ GetResponse = Callable[[HttpRequest], HttpResponse]
 
 
 def client_address(get_response: GetResponse) -> GetResponse:
-    """Take the client's address from the last hop of X-Forwarded-For, the one that the proxy itself added.
+    """Set the client's address from the last entry of X-Forwarded-For, which the proxy appended.
 
-    In use only with ``DJANGO_BEHIND_PROXY=1``: without a proxy, the client itself chooses what the header says. A
-    request without the header, such as a probe, keeps the address of its connection.
+    Installed only with ``DJANGO_BEHIND_PROXY=1``: without a proxy, the client could forge the header. A request without
+    the header, such as a probe, keeps the address of its connection.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

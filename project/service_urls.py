@@ -1,7 +1,7 @@
-"""Parsers of the URLs that name a database, a broker, a mail server or the site itself.
+"""Parsers of the URLs of the database, the broker, the mail server and the site.
 
-django-environ and Celery take them apart, and guess where a password is not encoded. So each URL is checked first. No
-message quotes any of it: what looks like a host may be half a password.
+django-environ and Celery parse them too, and misread a password that is not percent-encoded. So each URL is checked
+first. No message quotes a part of a URL: what looks like a host may be part of a password.
 """
 
 import re
@@ -26,10 +26,10 @@ LIKE_SITE = "https://www.example.com"
 
 
 def database(text: str) -> dict[str, Any]:
-    """What DATABASES holds of a PostgreSQL or SQLite database.
+    """Parse the URL of a PostgreSQL or SQLite database into an entry of DATABASES.
 
     Raises:
-        ValueError: another database, no name, or an option that the database's driver does not know.
+        ValueError: another database, no name, or an option that the database's driver does not support.
     """
     parts = _split(text, like=f"{LIKE_POSTGRES} or sqlite:////path", schemes=("postgres", "postgresql", "sqlite"))
     if parts.scheme == "sqlite" and parts.netloc:
@@ -54,7 +54,7 @@ def database(text: str) -> dict[str, Any]:
 
 
 def email(text: str) -> dict[str, Any]:
-    """Django's EMAIL_* settings, as django-environ makes them."""
+    """Parse the URL of a mail server into Django's EMAIL_* settings."""
     parts = _split(text, like=LIKE_SMTP, schemes=environ.Env.EMAIL_SCHEMES)
     if parts.query:
         raise ValueError(f"has options, and none is known. It must be like {LIKE_SMTP}.")
@@ -65,26 +65,26 @@ def email(text: str) -> dict[str, Any]:
 
 
 def site(text: str) -> str:
-    """Where people reach the site."""
+    """Parse the public URL of the site."""
     if not _split(text, like=LIKE_SITE, schemes=("http", "https")).hostname:
         raise ValueError(f"names no host. It must be like {LIKE_SITE}.")
     return text
 
 
 def broker(text: str) -> str:
-    """A broker that Celery can reach; several, separated by ``;``, are for failover and sentinels."""
+    """Parse the URL of a broker that Celery supports; several, separated by ``;``, for failover or sentinels."""
     return _known_to_celery(text, "kombu.transport:TRANSPORT_ALIASES")
 
 
 def result_backend(text: str) -> str:
-    """A place where Celery can keep results."""
+    """Parse the URL of a result backend that Celery supports."""
     return _known_to_celery(text, "celery.app.backends:BACKEND_ALIASES")
 
 
 def _known_to_celery(text: str, classes: str) -> str:
     for part in text.split(";"):
         parts = _split(part, like=LIKE_REDIS)
-        if parts.scheme in {"redis", "rediss"}:  # come with this project; to import them here would slow every command
+        if parts.scheme in {"redis", "rediss"}:  # always installed; importing kombu here would slow down every command
             if not re.fullmatch(r"/?[0-9]*", parts.path):
                 raise ValueError(f"has a path that is no number of a database. It must be like {LIKE_REDIS}.")
             if not CERTIFICATES.issuperset(parse_qs(parts.query).get("ssl_cert_reqs", [])):
@@ -102,10 +102,10 @@ def _known_to_celery(text: str, classes: str) -> str:
 
 
 def _split(text: str, *, like: str, schemes: Iterable[str] = ()) -> SplitResult:
-    """Take a URL apart.
+    """Split a URL into its parts.
 
     Raises:
-        ValueError: another scheme, or parts that an unencoded password leaves behind, such as an @ in the path.
+        ValueError: another scheme, or signs of an unencoded password, such as an @ in the path.
     """
     try:
         parts = urlsplit(text)

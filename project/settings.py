@@ -1,9 +1,9 @@
-"""Settings, all from the environment, or a .env file beside manage.py (DJANGO_ENV_FILE names another).
+"""The settings, read from the environment or from a .env file beside manage.py (DJANGO_ENV_FILE names another file).
 
 .env.example lists every variable.
 
-With nothing set this is a development machine: SQLite, debug pages, a throwaway key. ``DJANGO_DEBUG=0``, which the
-Docker image sets, is production: there a missing or insecure setting stops the start and is named.
+With nothing set this is a development machine: SQLite, debug pages, a placeholder key. ``DJANGO_DEBUG=0``, which the
+Docker image sets, means production: then a missing or insecure setting stops the start, with a message that names it.
 """
 
 import os
@@ -25,7 +25,7 @@ _env_file = os.environ.get("DJANGO_ENV_FILE")
 environment.read_file(Path(_env_file or BASE_DIR / ".env"), must_exist=bool(_env_file))
 env = environment.Environment(os.environ)
 
-# --- What kind of machine this is ---
+# --- Development or production ---
 
 DEBUG = env.read("DJANGO_DEBUG", boolean, default=True)
 if not DEBUG:
@@ -43,7 +43,7 @@ if not DEBUG and "*" in ALLOWED_HOSTS:
     raise ImproperlyConfigured("DJANGO_ALLOWED_HOSTS is '*', which lets anybody forge links. List the host names.")
 CSRF_TRUSTED_ORIGINS: list[str] = env.read("DJANGO_CSRF_TRUSTED_ORIGINS", listed(environment.origin), default=[])
 
-# --- The rule. accounts/defaults.py says what these mean, accounts/checks.py within which bounds. ---
+# --- The rule. accounts/defaults.py explains these settings, accounts/checks.py has their bounds. ---
 
 TRIAL_DAYS = env.read("TRIAL_DAYS", whole, defaults.TRIAL_DAYS)
 TRIAL_GRACE_DAYS = env.read("TRIAL_GRACE_DAYS", whole, defaults.TRIAL_GRACE_DAYS)
@@ -55,7 +55,7 @@ TRIAL_LEDGER_DAYS = env.read("TRIAL_LEDGER_DAYS", whole, defaults.TRIAL_LEDGER_D
 
 METRICS_TOKEN = env.read("METRICS_TOKEN", str, defaults.METRICS_TOKEN, secret=True)
 
-# --- What customers are told ---
+# --- Mails to customers ---
 
 TRIAL_NOTICES = env.read("TRIAL_NOTICES", boolean, defaults.TRIAL_NOTICES)
 # Set but empty means no reminders.
@@ -75,8 +75,8 @@ EMAIL_HOST, EMAIL_PORT = _email["EMAIL_HOST"], _email["EMAIL_PORT"]
 EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _email["EMAIL_HOST_USER"], _email["EMAIL_HOST_PASSWORD"]
 EMAIL_USE_TLS, EMAIL_USE_SSL = _email.get("EMAIL_USE_TLS", False), _email.get("EMAIL_USE_SSL", False)
 EMAIL_FILE_PATH = _email["EMAIL_FILE_PATH"]
-# Seconds for each answer of the mail server. Generous, because a mail taken too slowly is sent once more: RFC 5321 asks
-# for 600. Bounded, because a batch of 60 seconds and a slow answer must come to less than a task's soft time limit.
+# Seconds for each answer of the mail server. Long, because a mail whose answer comes too late is sent again: RFC 5321
+# recommends 600. Bounded, because a batch of 60 seconds plus a slow answer must end before a task's soft time limit.
 EMAIL_TIMEOUT = 120
 DEFAULT_FROM_EMAIL = env.read("DEFAULT_FROM_EMAIL", str, default="webmaster@localhost")
 
@@ -91,12 +91,12 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "axes",
     "csp",
-    "accounts.beat",  # before django_celery_beat, one of whose templates it replaces
+    "accounts.beat",  # before django_celery_beat, because it overrides one of its templates
     "django_celery_beat",
     "users",
     "accounts",
     "project.apps.ProjectConfig",  # stops the start when a setting of accounts is wrong
-    *(["sandbox", "comparison", "django_extensions"] if DEBUG else []),  # no place for throwaway servers in production
+    *(["sandbox", "comparison", "django_extensions"] if DEBUG else []),  # for development only
 ]
 BEHIND_PROXY = env.read("DJANGO_BEHIND_PROXY", boolean, default=False)
 MIDDLEWARE = [
@@ -111,7 +111,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "axes.middleware.AxesMiddleware",  # last, as its documentation asks
+    "axes.middleware.AxesMiddleware",  # last, as its documentation requires
 ]
 ROOT_URLCONF = "project.urls"
 WSGI_APPLICATION = "project.wsgi.application"
@@ -137,8 +137,8 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
 ]
 
-# Ten wrong passwords, for whatever user names, lock an address out for 15 minutes. Attempts meanwhile prolong nothing.
-# No user name is ever locked: whoever knows an operator's could otherwise keep the operator out.
+# Ten wrong passwords, for any user names, lock an address out for 15 minutes. Attempts during that time do not extend
+# it. User names are never locked: otherwise anybody who knows an operator's user name could lock the operator out.
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
 AXES_LOCKOUT_PARAMETERS = ["ip_address"]
 AXES_FAILURE_LIMIT = 10
@@ -146,10 +146,10 @@ AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
 AXES_RESET_ON_SUCCESS = True
 AXES_COOLOFF_MESSAGE = "Too many failed logins from this address. Try again in 15 minutes."
-AXES_DISABLE_ACCESS_LOG = True  # who logged in, from where and when: nobody here reads it
+AXES_DISABLE_ACCESS_LOG = True  # no record of who logged in, from where and when: it is not needed
 AXES_VERBOSE = False  # no user names in logs
 
-# Everything a page loads comes from this site; no inline script or style is allowed.
+# Pages load resources from this site only, and no inline script or style.
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [NONE],
@@ -186,15 +186,15 @@ if not DEBUG:
     SESSION_COOKIE_SECURE = True
     CSRF_COOKIE_SECURE = True
     SECURE_SSL_REDIRECT = env.read("DJANGO_SSL_REDIRECT", boolean, default=True)
-    SECURE_REDIRECT_EXEMPT = ["^health/", "^metrics$"]  # probes come from inside, over HTTP
+    SECURE_REDIRECT_EXEMPT = ["^health/", "^metrics$"]  # probes come from the internal network, over HTTP
     SECURE_HSTS_SECONDS = env.read("DJANGO_HSTS_SECONDS", within(0, 10 * 365 * 86400), default=3600)
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True
-    # Only behind a proxy that sets, and never passes on, X-Forwarded-Proto: anybody else could forge it.
+    # Only behind a proxy that overwrites X-Forwarded-Proto: otherwise a client could forge it.
     if BEHIND_PROXY:
         SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
-# Celery's processes obey it too, see project/celery.py
+# Celery's processes apply it too, see project/celery.py.
 LOG_FORMAT = env.read("LOG_FORMAT", one_of("line", "json"), default="line")
 LOG_LEVEL = env.read("LOG_LEVEL", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), default="WARNING")
 LOGGING = {
@@ -205,7 +205,7 @@ LOGGING = {
         "json": {"()": "project.logging.JsonLines"},
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
-    # Warnings only, so that cron mails somebody when there is something to read. Celery's own --loglevel rules there.
+    # By default only warnings, so that cron sends no mail about a success. Worker and beat use Celery's --loglevel.
     "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
 }
 
@@ -216,11 +216,11 @@ if not DEBUG:
 _database = env.url("DATABASE_URL", service_urls.database, default=f"sqlite:///{quote(str(BASE_DIR / 'db.sqlite3'))}")
 DATABASES = {"default": _database}
 if _database["ENGINE"] == "django.db.backends.postgresql":
-    _database["CONN_MAX_AGE"] = 60  # seconds, for web; Celery closes its connections before and after every task
+    _database["CONN_MAX_AGE"] = 60  # seconds, for web; Celery closes connections before and after every task
     _database["CONN_HEALTH_CHECKS"] = True
     _database["OPTIONS"] = {"connect_timeout": 5, **_database["OPTIONS"]}
 else:
-    # WAL and IMMEDIATE: command, worker, beat and web share the file without "database is locked".
+    # WAL and IMMEDIATE, so that command, worker, beat and web can share the file without "database is locked".
     _database["OPTIONS"] = {
         "timeout": 20,  # seconds
         "transaction_mode": "IMMEDIATE",
@@ -228,42 +228,42 @@ else:
         **_database["OPTIONS"],
     }
 
-# --- Celery: the heavier path. Nothing here is read, and no broker is needed, on the path of cron and command. ---
+# --- Celery: the heavier path. The commands need no broker and use none of these settings. ---
 
 _redis_url = env.url("REDIS_URL", service_urls.broker, default="redis://localhost:6379/0")
 CELERY_BROKER_URL = env.url("CELERY_BROKER_URL", service_urls.broker, default=_redis_url)
-# Only to close a run of many slices.
+# Needed only to close a run of several slices.
 CELERY_RESULT_BACKEND = env.url("CELERY_RESULT_BACKEND", service_urls.result_backend, default=CELERY_BROKER_URL)
-# By itself Celery checks no certificate of a rediss:// broker. A URL that says ?ssl_cert_reqs=none is still obeyed.
+# By default Celery does not verify the certificate of a rediss:// broker. ?ssl_cert_reqs=none in a URL disables this.
 if CELERY_BROKER_URL.startswith("rediss://"):
     CELERY_BROKER_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 if CELERY_RESULT_BACKEND.startswith("rediss://"):
     CELERY_REDIS_BACKEND_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 CELERY_TASK_DEFAULT_QUEUE = "trial-expiry"  # a Redis shared with another project must not mix their tasks
 
-# UTC everywhere: a schedule in local time skips or doubles an hour when the clocks change.
+# UTC everywhere: a schedule in local time skips or repeats an hour when the clocks change.
 CELERY_ENABLE_UTC = True
 CELERY_TIMEZONE = "UTC"
 
-# JSON only: a message that could run code is an open door in whoever reaches the broker.
+# JSON only: with pickle, anybody who can write to the broker could run code in the worker.
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_SERIALIZER = "json"
 CELERY_RESULT_SERIALIZER = "json"
 
-# The schedule lives in the database and belongs to the admin; a data migration of accounts writes its first entry.
-# CELERY_BEAT_SCHEDULE stays empty: beat would overwrite the admin's edits with it at every start.
+# The schedule is stored in the database and edited in the admin; a data migration of accounts.beat adds the entries.
+# CELERY_BEAT_SCHEDULE stays empty: beat would overwrite those edits with it at every start.
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
-# Lets `celery -A project inspect ping -d celerybeat@HOST` tell a living beat from a wedged one (Celery 5.7).
+# For the liveness of beat: `celery -A project inspect ping -d celerybeat@HOST` (Celery 5.7).
 CELERY_BEAT_ENABLE_REMOTE_CONTROL = True
 
-# A slice not acknowledged for this long is handed out again. The time limit of our tasks lies well under it,
-# so that none is still running when its second copy starts. Celery's documentation lists all three places for Redis.
+# A message not acknowledged for this long is redelivered. The time limit of the tasks is well below it, so that none is
+# still running when its second copy starts. Celery's documentation of Redis lists all three settings.
 _visibility_timeout = 600  # seconds
 CELERY_VISIBILITY_TIMEOUT = _visibility_timeout
 CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS = {"visibility_timeout": _visibility_timeout}
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "visibility_timeout": _visibility_timeout,
-    # Without a timeout, beat waits for ever on a Redis connection that died silently (django-celery-beat issue 824).
+    # Without a timeout, beat waits forever on a Redis connection that was lost silently (django-celery-beat issue 824).
     "socket_timeout": 15,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
@@ -272,24 +272,24 @@ CELERY_REDIS_SOCKET_TIMEOUT = 15.0
 CELERY_REDIS_SOCKET_CONNECT_TIMEOUT = 5.0
 CELERY_REDIS_SOCKET_KEEPALIVE = True
 
-# A broker that is away: the worker keeps trying, at start too; a publisher gives up and says so.
+# When the broker is down, the worker retries forever, at its start too; a publisher fails after a few retries.
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
-# A slice in work when the connection is lost is finished: handed out a second time, it finds nothing left to do.
+# When the connection is lost, a worker finishes its slice. The redelivered copy finds nothing to do.
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
 CELERY_BROKER_POOL_ACQUIRE_TIMEOUT = 10.0
 CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 2}
 
-# Celery's own consumer ends the worker at a message that it cannot read.
+# Celery's own consumer ends the worker at a malformed message.
 CELERY_WORKER_CONSUMER = "accounts.consumer:Consumer"
-# One message at a time for each process: free workers take slices instead of queueing them behind one.
+# One message at a time for each process, so that free workers take slices that a busy one would otherwise reserve.
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
-# On SIGTERM a worker finishes its tasks; told to hurry, it still gets these seconds, then hands unfinished slices back.
+# On SIGTERM a worker finishes its tasks. On SIGQUIT it has these seconds, then requeues unfinished slices.
 CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 20.0
-# A backstop against slow leaks. Our own memory does not grow.
+# Protects against memory leaks in libraries. The project's own code uses constant memory.
 CELERY_WORKER_MAX_TASKS_PER_CHILD = 1000
-# A broker that restarts just when a slice is done: without retries, at once a failed run. Twelve take about 20 seconds.
+# Without retries, a broker that restarts when a slice is done would fail the run. Twelve take about 20 seconds.
 CELERY_RESULT_BACKEND_ALWAYS_RETRY = True
 CELERY_RESULT_BACKEND_MAX_RETRIES = 12
-# The ledger keeps what happened; results only count slices.
+# Seconds. The ledger is the record; results only count finished slices.
 CELERY_RESULT_EXPIRES = 3600

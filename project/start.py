@@ -1,4 +1,4 @@
-"""How a process ends that cannot start."""
+"""The exit of a process that cannot start."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """End the process when a setting is wrong: one line on stderr that says which, no traceback, exit code 1."""
+    """End the process when a setting is wrong: one line on stderr that names it, no traceback, exit code 1."""
     try:
         yield
     except ImproperlyConfigured as error:

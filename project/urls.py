@@ -1,4 +1,4 @@
-"""The admin, and the pages for monitoring."""
+"""The URLs of the admin and of the pages for monitoring."""
 
 from django.contrib import admin
 from django.urls import path
@@ -10,10 +10,10 @@ from project import health
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", admin.site.urls),
-    # Does this process work? For the load balancer and the container, which may restart it.
+    # Liveness, for the load balancer and the container engine, which may restart this process.
     path("health/", health.process),
-    # Are trials being expired? For the person on call; a restart of web would not help.
+    # Freshness of the runs, for alerts; a restart of this process would not help.
     path("health/expiry/", health.expiry),
-    # For Prometheus; there is no such page until METRICS_TOKEN is set.
+    # For Prometheus; 404 until METRICS_TOKEN is set.
     path("metrics", metrics),
 ]

@@ -1,4 +1,4 @@
-"""Temporary servers and databases, a sample of accounts, and the demo. Never installed in production."""
+"""Temporary servers and databases, a sample of accounts, and the demo. Not installed in production."""
 
 SCRATCH = "compare_paths_"
-"""The name of every scratch database begins with this."""
+"""The prefix of the name of every scratch database."""

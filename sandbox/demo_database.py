@@ -1,4 +1,4 @@
-"""The SQLite file of the demo: where it is, and that no other file is ever deleted."""
+"""The SQLite file of the demo: its path, and its creation, which never deletes another file."""
 
 import os
 import sqlite3
@@ -10,40 +10,40 @@ from urllib.parse import quote
 from django.core.management.base import CommandError
 
 APPLICATION_ID = int.from_bytes(b"demo")
-"""Marks a file as the demo's. SQLite keeps it in the header: https://www.sqlite.org/fileformat.html"""
+"""Marks a file as the demo's. SQLite stores it in the file's header: https://www.sqlite.org/fileformat.html"""
 
 DEFAULT = Path(__file__).resolve().parent.parent / "demo.sqlite3"
 
 
 def path() -> Path:
-    """The file that the variable DEMO_DATABASE names, or ``demo.sqlite3`` beside manage.py."""
+    """The path in the variable DEMO_DATABASE, or ``demo.sqlite3`` beside manage.py."""
     return Path(os.environ.get("DEMO_DATABASE") or DEFAULT).absolute()
 
 
 def url() -> str:
-    """The same file as DATABASE_URL names it."""
+    """The same file as a DATABASE_URL."""
     return f"sqlite:///{quote(str(path()))}"
 
 
 def create_anew(file: Path) -> None:
-    """Replace the demo's database at ``file`` by an empty one that carries the demo's mark.
+    """Replace the demo's database at ``file`` by an empty one with the demo's application id.
 
     Raises:
-        CommandError: something else is there, or the file cannot be written. Nothing was deleted.
+        CommandError: another file is there, or the file cannot be written. Nothing was deleted.
     """
     try:
         _delete(file)
         with closing(sqlite3.connect(":memory:")) as empty:
             empty.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             content = empty.serialize()
-        with file.open("xb") as new:  # never what somebody else has put there, nor where a link leads
+        with file.open("xb") as new:  # fails if another process created the file meanwhile, or it is a link
             new.write(content)
     except OSError as error:
         raise CommandError(f"The demo cannot write its database {file}: {error.strerror}.") from None
 
 
 def _delete(file: Path) -> None:
-    parts = [Path(f"{file}{suffix}") for suffix in ("-wal", "-shm", "")]  # the database itself goes last
+    parts = [Path(f"{file}{suffix}") for suffix in ("-wal", "-shm", "")]  # the database itself is deleted last
     there = [part for part in parts if os.path.lexists(part)]
     if not there:
         return

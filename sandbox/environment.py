@@ -1,4 +1,4 @@
-"""The environment of the demo, the comparison and the tests: of the machine's own, only what is listed here."""
+"""The environment of the demo, the comparison and the tests: of the machine's variables, only those listed here."""
 
 import os
 from fnmatch import fnmatchcase
@@ -7,14 +7,14 @@ INHERITED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHON*", "XDG_*"),
     *("LANG", "LANGUAGE", "LC_*", "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"),
 )
-"""What an interpreter and a terminal need. A list of what to keep: a list of what to drop misses the next setting."""
+"""What an interpreter and a terminal need. An allowlist, because a denylist would miss new settings."""
 
 
 def fixed(*, inherit: tuple[str, ...] = (), **stated: str) -> dict[str, str]:
-    """The environment of a process that reads no ``.env`` file and no setting but those ``stated``.
+    """The environment of a process that reads no ``.env`` file and only the settings in ``stated``.
 
     Args:
-        inherit: names, or patterns of names, of more variables to keep.
+        inherit: names, or patterns of names, of more variables to inherit.
     """
     keep = (*INHERITED, *inherit)
     inherited = {
@@ -24,7 +24,7 @@ def fixed(*, inherit: tuple[str, ...] = (), **stated: str) -> dict[str, str]:
 
 
 def isolate(*, inherit: tuple[str, ...] = (), **stated: str) -> None:
-    """Replace the environment of this process, and so of those it starts, by ``fixed``; before the settings load."""
+    """Replace the environment of this process and its children by ``fixed``; call it before the settings load."""
     environment = fixed(inherit=inherit, **stated)
     os.environ.clear()
     os.environ.update(environment)

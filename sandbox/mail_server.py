@@ -1,4 +1,4 @@
-"""A real mail server on the loopback interface that can be told how to answer, for demo, comparison and tests."""
+"""A real mail server on the loopback interface with configurable replies, for demo, comparison and tests."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -15,36 +15,36 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from sandbox.servers import free_port
 
 Reply = Callable[[str], str | None]
-"""Given the address: the reply, such as "550 no such user", None to accept, or "drop" to cut the connection."""
+"""Takes an address and returns the reply, such as "550 no such user", None to accept, or "drop" to disconnect."""
 
 
 def accept(address: str) -> None:
-    """Accept everything."""
+    """Accept every address."""
 
 
 @dataclass
 class Mailbox:
-    """What the server has received, and how it replies; both may be changed while it runs."""
+    """The mails that the server received, and its replies; both may be changed while it runs."""
 
     host: str
     port: int
     on_mail: Reply = accept
-    """The reply to MAIL FROM, given the sender's address."""
+    """The reply to MAIL FROM; called with the sender's address."""
     on_rcpt: Reply = accept
-    """The reply to RCPT TO, given the recipient's."""
+    """The reply to RCPT TO; called with the recipient's address."""
     on_data: Reply = accept
-    """The reply to the whole mail, given its first recipient's; a mail that is not accepted is thrown away."""
+    """The reply to the whole mail; called with its first recipient. A mail that is not accepted is discarded."""
     delay: float = 0
     """Seconds before the reply to the whole mail."""
     mails_per_connection: int | None = None
-    """The connection is cut at the recipient of the mail after so many."""
+    """The server disconnects at the recipient of the next mail after this many."""
     received: list[bytes] = field(default_factory=list)
     """Every mail that was accepted, in order."""
     connections: int = 0
 
     @property
     def url(self) -> str:
-        """For the setting EMAIL_URL."""
+        """The server's URL, for the setting EMAIL_URL."""
         return f"smtp://{self.host}:{self.port}"
 
     @property
@@ -54,12 +54,12 @@ class Mailbox:
 
     @property
     def recipients(self) -> list[str]:
-        """To whom the mails received are."""
+        """The recipients of the mails received."""
         return [str(mail["To"]) for mail in self.mails]
 
 
 class _Handler:
-    """What aiosmtpd calls at each SMTP command."""
+    """The handler that aiosmtpd calls for each SMTP command."""
 
     def __init__(self, state: Mailbox) -> None:
         self.state = state
@@ -107,7 +107,7 @@ def _reply(server: Any, reply: str | None) -> str:
 
 class _Controller(Controller):
     def factory(self) -> SMTP:
-        return SMTP(self.handler, hostname="localhost", ident="mail")  # by default it asks the resolver for its name
+        return SMTP(self.handler, hostname="localhost", ident="mail")  # by default it resolves its own host name
 
 
 @contextmanager

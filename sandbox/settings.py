@@ -1,4 +1,4 @@
-"""The settings of the demo: the project's own as on a machine that has set nothing, and the database of the demo."""
+"""The settings of the demo: the project's defaults, and the demo's database."""
 
 from sandbox import demo_database, environment
 

@@ -1,1 +1,1 @@
-"""The project's own user model, and nothing else."""
+"""The project's own user model."""

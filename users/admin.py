@@ -1,4 +1,4 @@
-"""Users in the admin: Django's own pages on a list for large tables, and deleting a user erases the person."""
+"""The admin's pages of users: Django's own, with a list for large tables; deleting a user erases the person."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ else:
 
 @admin.register(User)
 class LargeUserAdmin(LargeTableAdmin, AnyUserAdmin):
-    """Django's own, but found by the whole e-mail address or user name, which indexes serve."""
+    """Django's own, with a search by the whole e-mail address or user name, which indexes serve."""
 
     search_fields = ("email__iexact", "username__exact")
     search_help_text = "The whole e-mail address, in upper or lower case, or the exact user name."
@@ -28,15 +28,15 @@ class LargeUserAdmin(LargeTableAdmin, AnyUserAdmin):
     def get_deleted_objects(
         self, objs: QuerySet[User] | Sequence[User], request: HttpRequest
     ) -> tuple[list[Any], dict[str, int], set[str], list[str]]:
-        """What goes with the user. Whoever may delete a user may delete it, although nobody may delete it by itself."""
+        """List what is deleted with the user. The permission to delete users covers all of it."""
         objects, counts, _, protected = super().get_deleted_objects(objs, request)
         return objects, counts, set(), protected
 
     def delete_model(self, request: HttpRequest, obj: User) -> None:
-        """Erase the person, not only the row."""
+        """Erase the user with ``accounts.erasure``."""
         erase(user=obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
-        """Erase each of them."""
+        """Erase each selected user."""
         for user in queryset:
             erase(user=user)

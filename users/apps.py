@@ -4,7 +4,7 @@ from django.apps import AppConfig
 
 
 class UsersConfig(AppConfig):
-    """The project's own user model. ``accounts`` works beside any other."""
+    """The project's own user model. ``accounts`` works with any other."""
 
     name = "users"
     default_auto_field = "django.db.models.BigAutoField"

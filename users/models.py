@@ -1,4 +1,4 @@
-"""Who can sign in."""
+"""The user model."""
 
 from typing import ClassVar
 
@@ -8,9 +8,9 @@ from django.db.models.functions import Upper
 
 
 class User(AbstractUser):
-    """The project's own user model, so that it can grow without a painful migration."""
+    """The project's own user model, because replacing ``auth.User`` later needs a difficult migration."""
 
     class Meta(AbstractUser.Meta):
         indexes: ClassVar = [
-            models.Index(Upper("email"), name="users_user_email"),  # serves iexact, by which the admin searches
+            models.Index(Upper("email"), name="users_user_email"),  # serves the admin's search, by iexact
         ]

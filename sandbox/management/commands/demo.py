@@ -1,4 +1,4 @@
-"""``./manage.py demo``: trials expire by both paths, on a database of the demo's own."""
+"""``./manage.py demo``: expire trials by both paths, on the demo's own database."""
 
 import os
 import shlex
@@ -31,20 +31,20 @@ from users.models import User
 
 SETTINGS = "sandbox.settings"
 BATCH_SIZE = 250
-MAILS_THAT_IT_ENDED = 20  # of a thousand: they come after the reminders, and the demo does not wait for all of them
+ENDED_MAILS = 20  # of a thousand, which are sent after the reminders, so that the demo does not wait for all of them
 LOGIN, PASSWORD = "admin", "demo"
 
 
 class Command(BaseCommand):
     help = (
-        "Create a sample of accounts in demo.sqlite3, expire the due ones by the command, put the sample back, expire "
-        "them by Celery with a real worker, beat and broker, and compare; then mail some customers, through a mail "
-        "server of the demo's own. Never touches the configured database, and no mail leaves this machine."
+        "Create a sample of accounts in demo.sqlite3, expire the due ones by the command, restore the sample, expire "
+        "them by Celery with a real worker, beat and broker, and compare; then send some mails to a temporary mail "
+        "server. Does not use the configured database, and no mail leaves this machine."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--accounts", type=int, default=3000, metavar="N", help="Size of the sample (%(default)s).")
-        parser.add_argument("--seed", type=int, default=61, help="The same seed makes the same sample (%(default)s).")
+        parser.add_argument("--seed", type=int, default=61, help="The same seed creates the same sample (%(default)s).")
 
     def handle(self, *args: Any, accounts: int, seed: int, **options: Any) -> None:
         if accounts < 100:
@@ -53,7 +53,7 @@ class Command(BaseCommand):
             restart_with_the_settings_of_the_demo(accounts=accounts, seed=seed)
         for number in servers.stop_signals():
             if number != signal.SIGINT:
-                signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what was started is stopped
+                signal.signal(number, lambda number, _: sys.exit(128 + number))  # to stop what was started
         try:
             self.show(accounts=accounts, seed=seed)
         except KeyboardInterrupt:
@@ -97,7 +97,7 @@ class Command(BaseCommand):
 
         console.rule("[bold]4. The customers are told")
         with console.status("./manage.py send_trial_notices ..."), mail_server() as mailbox:
-            limit = f"--limit={count_owed(now=timezone.now()).ending_soon + MAILS_THAT_IT_ENDED}"
+            limit = f"--limit={count_owed(now=timezone.now()).ending_soon + ENDED_MAILS}"
             said = run_command("send_trial_notices", limit, TRIAL_NOTICES="1", EMAIL_URL=mailbox.url)
         console.print(f"$ ./manage.py send_trial_notices {limit}\n{said}")
         console.print("Some of these mails:", *some_of(mailbox), "", sep="\n", soft_wrap=True)
@@ -105,7 +105,7 @@ class Command(BaseCommand):
 
 
 def restart_with_the_settings_of_the_demo(*, accounts: int, seed: int) -> None:
-    """Run the demo in place of this process, which has loaded the machine's settings; does not return."""
+    """Replace this process, which has loaded the machine's settings, by the demo; does not return."""
     sys.stdout.flush()
     arguments = [str(settings.BASE_DIR / "manage.py"), "demo", f"--accounts={accounts}", f"--seed={seed}"]
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": SETTINGS}
@@ -113,7 +113,7 @@ def restart_with_the_settings_of_the_demo(*, accounts: int, seed: int) -> None:
 
 
 def run_command(name: str, *arguments: str, **environment: str) -> str:
-    """Run a command as cron would, in a process of its own; returns what it prints."""
+    """Run a command in its own process, as cron would; returns its output."""
     result = subprocess.run(  # noqa: S603 (ourselves)
         [sys.executable, "manage.py", name, *arguments],
         cwd=settings.BASE_DIR,
@@ -128,7 +128,7 @@ def run_command(name: str, *arguments: str, **environment: str) -> str:
 
 
 def run_celery(logs: Path) -> None:
-    """Start broker, worker and beat, let beat tick once, wait for the run to be closed, and stop them."""
+    """Start broker, worker and beat, let beat send one tick, wait until the run is closed, and stop them."""
     tick = PeriodicTask.objects.get(task="accounts.expire_trials")
     hourly = tick.crontab
     every_second, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
@@ -169,7 +169,7 @@ def expired_accounts() -> set[int]:
 
 
 def status_table() -> Table:
-    """How many accounts are in each status, and how many are due."""
+    """The number of accounts in each status, and of those that are due."""
     table = Table(title="The sample", title_justify="left")
     table.add_column("status")
     table.add_column("accounts", justify="right")
@@ -202,7 +202,7 @@ def ledger_table(wall_seconds: dict[str, float]) -> Table:
 
 
 def some_of(mailbox: Mailbox) -> Iterator[str]:
-    """Two mails of each kind as the mail server received them: to whom, subject and first line."""
+    """Two mails of each kind as the mail server received them: recipient, subject and first line."""
     received = {str(mail["To"]): mail for mail in mailbox.mails}
     for days in (*settings.TRIAL_REMINDER_DAYS, 0):
         sent = Notice.objects.filter(days_before=days, status=Notice.Status.SENT)
@@ -214,7 +214,7 @@ def some_of(mailbox: Mailbox) -> Iterator[str]:
 
 
 def next_steps() -> str:
-    """What to try next, each line ready to paste."""
+    """Commands to try next."""
     python = os.path.relpath(sys.executable)
     use_demo = f"DJANGO_SETTINGS_MODULE={SETTINGS}"
     if demo_database.path() != demo_database.DEFAULT:
