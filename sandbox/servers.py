@@ -145,6 +145,6 @@ def wait_for(what: str, condition: Callable[[], T | None], *, seconds: float = 3
     while not (answer := condition()):
         waited = time.monotonic() - began
         if waited > seconds:
-            raise TimeoutError(f"Waited {seconds:g} s in vain for {what}.")
+            raise TimeoutError(f"Waited {seconds:g} s for {what}; it did not happen.")
         time.sleep(max(pause, waited / 100))
     return answer

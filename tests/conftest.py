@@ -1,4 +1,4 @@
-"""What tests share: the moment they play at, and real processes on the tests' own database and broker."""
+"""Fixtures of all tests: the moment of the test, and real processes on the tests' own database and broker."""
 
 import os
 import shutil
@@ -34,12 +34,12 @@ Process = Callable[..., AbstractContextManager[subprocess.Popen[bytes]]]
 
 @pytest.fixture
 def now() -> datetime:
-    """The moment of the test. Nothing is frozen: whoever needs a clock is given this one."""
+    """The moment of the test. The clock is not frozen: tests pass this moment."""
     return NOW
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip on SQLite what is marked as PostgreSQL's."""
+    """Skip tests that need PostgreSQL when the database is SQLite."""
     if connection.vendor != "postgresql":
         for item in items:
             if item.get_closest_marker("postgres"):
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def as_in_a_terminal() -> Iterator[None]:
-    """Ctrl-C and a closed terminal take effect, here and in new processes; `nohup make test &` has them ignored."""
+    """Reset SIGINT and SIGHUP in this process and its children, because `nohup make test &` ignores them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -59,7 +59,7 @@ def as_in_a_terminal() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[str]:
-    """The URL of a real server of the Redis protocol; of TEST_REDIS_URL, a database for each parallel test process."""
+    """The URL of a real Redis-compatible server; of TEST_REDIS_URL, a database for each parallel test process."""
     if url := os.environ.get("TEST_REDIS_URL"):
         number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         yield urlsplit(url)._replace(path=f"/{number}").geturl()
@@ -69,7 +69,7 @@ def broker() -> Iterator[str]:
 
 
 def database_url() -> str:
-    """The tests' database as DATABASE_URL names it, for other processes."""
+    """The DATABASE_URL of the tests' database, for other processes."""
     name = str(connection.settings_dict["NAME"])
     if connection.vendor == "sqlite":
         return f"sqlite:///{name}"
@@ -78,7 +78,7 @@ def database_url() -> str:
 
 @pytest.fixture
 def environment(transactional_db: None) -> Mapping[str, str]:
-    """What a process of the project needs to work on the tests' database, with no broker that answers."""
+    """The environment of a process that uses the tests' database, and a broker URL at which no server answers."""
     return {
         "DJANGO_SETTINGS_MODULE": "project.settings",
         "DATABASE_URL": database_url(),
@@ -91,7 +91,7 @@ ManagePy = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def manage_py(environment: Mapping[str, str]) -> ManagePy:
-    """``manage.py`` as cron runs it: a process of its own; answers with its exit code and output."""
+    """Run ``manage.py`` as cron does, in a separate process; returns its exit code and output."""
 
     def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -109,17 +109,17 @@ def manage_py(environment: Mapping[str, str]) -> ManagePy:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's chromium, headless, driven by Playwright; skipped where there is none.
+    """Debian's chromium, headless, controlled by Playwright; skips the test when it is not installed.
 
-    Not for the session: Playwright keeps an event loop in this thread, which other tests must not run in.
+    Without session scope: Playwright keeps an event loop in this thread, in which other tests must not run.
     """
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not executable:
         pytest.skip("no chromium is installed; on Debian: apt-get install chromium")
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
-        # Beside an event loop Django would refuse to ask the database.
+        # Django refuses database queries in a thread with an event loop.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
-        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has no sandbox
         browser = playwright.chromium.launch(executable_path=executable, args=sandbox)
         yield browser
         browser.close()
@@ -130,21 +130,21 @@ Send = Callable[..., AsyncResult[Any]]
 
 @pytest.fixture
 def send(broker: str) -> Iterator[Send]:
-    """Send a task, by its name, to the tests' broker."""
+    """Send a task by name to the tests' broker."""
     with app.connection_for_write(broker) as to_the_broker:
         yield partial(app.send_task, connection=to_the_broker, ignore_result=True)
 
 
 @pytest.fixture
 def empty_broker(broker: str) -> str:
-    """The URL of the tests' broker, on which no other test has left a message."""
+    """The URL of the tests' broker, which is emptied first."""
     redis.Redis.from_url(broker).flushdb()
     return broker
 
 
 @pytest.fixture
 def celery(environment: Mapping[str, str], empty_broker: str, tmp_path: Path) -> Process:
-    """``celery -A project ARGUMENTS``, a real process on the tests' database and broker, as a context manager."""
+    """A context manager that runs ``celery -A project ARGUMENTS`` on the tests' database and broker."""
 
     def start(role: str, *arguments: str, **extra: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
         return servers.process(
@@ -158,7 +158,7 @@ def celery(environment: Mapping[str, str], empty_broker: str, tmp_path: Path) ->
 
 @pytest.fixture
 def mailbox(settings: Settings) -> Iterator[Mailbox]:
-    """A real mail server, to which this process sends; other processes are told by ``EMAIL_URL=mailbox.url``."""
+    """A real mail server, to which this process sends; other processes need ``EMAIL_URL=mailbox.url``."""
     with mail_server() as mailbox:
         settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
         settings.EMAIL_HOST, settings.EMAIL_PORT = mailbox.host, mailbox.port
@@ -168,7 +168,7 @@ def mailbox(settings: Settings) -> Iterator[Mailbox]:
 
 @pytest.fixture
 def other() -> Iterator[Sql]:
-    """A second connection to the tests' database, in a transaction that is rolled back unless it commits."""
+    """A second connection to the tests' database, with a transaction that is rolled back unless it commits."""
     with psycopg.connect(**connection.get_connection_params()) as second:
         yield second
         second.rollback()

@@ -28,7 +28,7 @@ class AccountFactory(DjangoModelFactory[Account]):
 
 
 class NoticeFactory(DjangoModelFactory[Notice]):
-    """Owed to ``account`` about its end; give ``next_attempt`` as well."""
+    """A notice for ``account`` about its trial end; pass ``next_attempt`` as well."""
 
     class Meta:
         model = Notice
@@ -40,7 +40,7 @@ class NoticeFactory(DjangoModelFactory[Notice]):
 
 
 def fill_tables(count: int) -> None:
-    """Make the tables of PostgreSQL as large as planning a query depends on: accounts that are active, and users."""
+    """Add active accounts and users, because PostgreSQL's query plans depend on the size of the tables."""
     with connection.cursor() as cursor:
         cursor.execute(
             "WITH filler AS ("

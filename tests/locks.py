@@ -1,4 +1,4 @@
-"""What tests need to let things happen at the same moment: threads, locks, and triggers that hold or fail a row."""
+"""Helpers for concurrency: threads, locks, and triggers that block or fail an UPDATE of a row."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ Sql = psycopg.Connection[tuple[Any, ...]]
 
 @contextmanager
 def meanwhile(action: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Run ``action`` in a thread with a connection of its own; its result is in the list after the block."""
+    """Run ``action`` in a thread with its own connection; its result is in the list after the block."""
     result: list[Any] = []
 
     def run() -> None:
@@ -35,7 +35,7 @@ def meanwhile(action: Callable[[], Any]) -> Iterator[list[Any]]:
 
 
 def wait_until_blocked(query: str) -> None:
-    """Wait until a statement that begins with ``query`` waits for somebody's lock."""
+    """Wait until a statement that begins with ``query`` waits for a lock."""
 
     def blocked() -> bool:
         with connection.cursor() as cursor:
@@ -49,7 +49,7 @@ def wait_until_blocked(query: str) -> None:
 
 @contextmanager
 def trigger_on_update(row: Account | Notice, body: str) -> Iterator[None]:
-    """Run ``body`` in the database whenever that row is updated."""
+    """Add a trigger that runs ``body`` when the row is updated."""
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE FUNCTION trap() RETURNS trigger AS $$ BEGIN {body} RETURN NEW; END $$ LANGUAGE plpgsql")
         cursor.execute(

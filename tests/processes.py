@@ -1,4 +1,4 @@
-"""Processes that know nothing of the tests: their environment is what a test gives them."""
+"""Processes that inherit no environment from the tests."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from django.conf import settings
 
 
 def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Python with nothing in its environment but this."""
+    """Run Python with only these environment variables."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=settings.BASE_DIR,

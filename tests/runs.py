@@ -1,4 +1,4 @@
-"""A run, as most tests need one, and what must be true of the ledger after any."""
+"""Helpers that start a run and check the ledger."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,11 +10,11 @@ DAY = timedelta(days=1)
 
 
 def expire(now: datetime, **options: Any) -> ExpiryRun:
-    """Expire what is due at ``now``, by the command's path unless ``options`` say otherwise."""
+    """Expire the accounts that are due at ``now``, by default as a run of the command."""
     return services.expire_trials(**{"path": ExpiryRun.Path.COMMAND, "now": now, **options})
 
 
 def assert_ledger_is_true(*, extended: int = 0) -> None:
-    """Assert that every run counted what it expired; each has ``extended`` accounts that were extended one by one."""
+    """Assert that the counts of every run are correct; each has ``extended`` accounts that were extended one by one."""
     for run in ExpiryRun.objects.all():
         assert run.expired_count == run.accounts.count() + run.undone_count + extended

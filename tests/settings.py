@@ -1,6 +1,6 @@
 """The project's settings for tests, on a real PostgreSQL: an embedded one, or the server of TEST_DATABASE_URL.
 
-``TEST_DATABASE_URL=sqlite:///`` runs what SQLite can.
+``TEST_DATABASE_URL=sqlite:///`` runs the tests that work on SQLite.
 """
 
 import atexit
@@ -15,7 +15,7 @@ _started = ExitStack()
 atexit.register(_started.close)
 
 environment.isolate(
-    # And what the tools around the tests are told: pytest and its plugins, Docker, package installers, proxies.
+    # Also the variables of the tools: pytest and its plugins, Docker, package installers, proxies.
     inherit=(
         *("TEST_*", "PYTEST_*", "COV*", "HYPOTHESIS_*", "PLAYWRIGHT_*", "DOCKER_*", "CI"),
         *("PIP_*", "UV_*", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "*_proxy", "*_PROXY"),
@@ -28,9 +28,9 @@ from project.settings import *  # noqa: E402, F403
 from project.settings import DATABASES  # noqa: E402
 
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
-    # A file, so that worker, beat and command processes see it too.
+    # A file, so that worker, beat and command processes use the same database.
     _directory = _started.enter_context(tempfile.TemporaryDirectory(prefix="sqlite-"))
     DATABASES["default"]["TEST"] = {"NAME": str(Path(_directory) / "test.sqlite3")}
 
-WHITENOISE_AUTOREFRESH = True  # else it warns that nobody has collected the static files
+WHITENOISE_AUTOREFRESH = True  # otherwise it warns that the static files were not collected
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

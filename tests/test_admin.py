@@ -1,4 +1,4 @@
-"""The admin: what an operator and a support person can look at and do, and that nothing changes past the services."""
+"""The admin: its pages and actions for operators and support, which change rows only through the services."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def notice(now: datetime) -> Notice:
 
 @pytest.fixture
 def staff() -> Staff:
-    """A client that somebody with just these permissions is logged in with."""
+    """A client, logged in as a user with only these permissions."""
 
     def log_in(*permissions: str) -> Client:
         user: User = UserFactory.create(username="support", is_staff=True)
@@ -69,12 +69,12 @@ def shown(client: Client, **query: Any) -> set[int]:
 
 
 def act(client: Client, action: str, accounts: Sequence[Account], days: object = 14, **more: Any) -> list[str]:
-    """Post an action of the list of accounts; what the page then says."""
+    """Post an action of the list of accounts; returns the messages of the page."""
     chosen = {"_selected_action": [account.pk for account in accounts], "action": action, "days": days, "index": 0}
     return [str(message) for message in get_messages(client.post(ACCOUNTS, {**chosen, **more}).wsgi_request)]
 
 
-# --- Looking ---
+# --- Lists and pages ---
 
 
 def test_the_front_page_is_the_admin(admin_client: Client) -> None:
@@ -390,7 +390,7 @@ def test_whoever_may_only_look_at_notices_cannot_have_them_sent(staff: Staff, no
     assert notice.status == Notice.Status.GIVEN_UP
 
 
-# --- Junk ---
+# --- Invalid values ---
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_no_list_of_accounts_reads_the_whole_table(
 
 
 def rows_read(sql: str) -> int:
-    """How many rows of accounts and users PostgreSQL looks at to answer."""
+    """How many rows of accounts and users PostgreSQL reads to answer."""
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}")
         plan = "\n".join(line for (line,) in cursor.fetchall())

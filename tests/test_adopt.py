@@ -1,4 +1,4 @@
-"""docs/adopt.md, followed to the letter: into a fresh project with UUID users and a Subscription of its own."""
+"""docs/adopt.md, applied unchanged to a new project with UUID users and its own Subscription model."""
 
 import os
 import re
@@ -53,7 +53,7 @@ class SubscriptionsConfig(AppConfig):
     def ready(self):
         from subscriptions import trials
 """
-# Python imports this module at its start: what it names cannot be imported, as if it were not installed.
+# Python imports this module at its start: it makes the packages that it names unimportable, as if not installed.
 NOT_INSTALLED = """
 import sys
 for absent in "celery kombu redis django_celery_beat prometheus_client environ axes csp psycopg".split():
@@ -62,13 +62,13 @@ for absent in "celery kombu redis django_celery_beat prometheus_client environ a
 
 
 def block(title: str) -> str:
-    """The code block of the page whose first line is that comment."""
+    """The code block of the page whose first line is this comment."""
     (found,) = re.findall(rf"```python\n(# {re.escape(title)}\n.*?)```", PAGE, re.DOTALL)
     return str(found)
 
 
 class Host:
-    """A project of somebody else, made with ``startproject``; its database is SQLite."""
+    """A new project, created with ``startproject``, on SQLite."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -89,7 +89,7 @@ class Host:
             opened.write("\n" + text)
 
     def django(self, *arguments: str, celery: bool = False) -> str:
-        """Run Python on these arguments; warnings are errors; returns what it prints."""
+        """Run Python with these arguments and warnings as errors; returns its output."""
         done = subprocess.run(
             [sys.executable, "-W", "error", *arguments],
             cwd=self.directory,

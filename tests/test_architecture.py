@@ -1,4 +1,4 @@
-"""How few hops lie between a face and the UPDATE. The direction of imports is held by ``make lint``."""
+"""The number of frames between an entry point and the UPDATE. ``make lint`` checks the direction of imports."""
 
 import inspect
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.django_db
 
 @contextmanager
 def frames_at_the_update(face: str) -> Iterator[list[str]]:
-    """The functions of ours from ``face`` to the UPDATE of accounts that happens in the block."""
+    """The project's functions on the stack from ``face`` to the UPDATE of accounts in the block."""
     seen: list[str] = []
 
     def look(execute: Any, sql: str, *more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One table: a command line, the one line that it leaves on stderr, and its exit code. None changes anything."""
+"""A table of command lines, each with its one line on stderr and its exit code. None changes a row."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ Row = tuple[str, str, int]
 
 
 def argument(line: str, message: str) -> Row:
-    """A line whose last argument argparse refuses, because of its value."""
+    """A row whose last argument argparse refuses, because of its value."""
     option = line.rsplit(maxsplit=1)[-1].rpartition("=")[0] or "RUN"
     return line, f"manage.py {line.split(maxsplit=1)[0]}: error: argument {option}: {message}", 2
 
@@ -127,7 +127,7 @@ SYNTAX: list[Row] = [
 
 
 def stored() -> list[Any]:
-    """Every row that a refused command must leave as it is; a refusal itself is on record."""
+    """Every row that a refused command must not change; the ledger also records the refusal."""
     return [
         *Account.objects.order_by("pk").values(),
         *Notice.objects.order_by("pk").values(),
@@ -137,7 +137,7 @@ def stored() -> list[Any]:
 
 @pytest.fixture
 def customers(settings: Settings) -> None:
-    """By the real clock: two that are due, two that are owed a reminder."""
+    """Two accounts that are due and two that are owed a reminder, by the real clock."""
     settings.TRIAL_NOTICES = settings.DEBUG = True
     make_accounts(2, ended=10 * DAY, now=timezone.now())
     make_accounts(2, ended=-DAY / 2, now=timezone.now())
@@ -145,7 +145,7 @@ def customers(settings: Settings) -> None:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lets ``run_from_argv`` keep this process's connection and signal handlers as they are."""
+    """Prevents that ``run_from_argv`` changes this process's connection and signal handlers."""
     monkeypatch.setattr(ConnectionHandler, "close_all", lambda self: None)
     handler = signal.getsignal(signal.SIGTERM)
     yield

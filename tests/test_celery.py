@@ -29,7 +29,7 @@ migration = importlib.import_module("accounts.beat.migrations.0001_initial")
 
 @pytest.fixture
 def tick(transactional_db: None) -> PeriodicTask:
-    """The hourly entry of the schedule, as the migration writes it (a flushed database has lost it)."""
+    """The hourly entry of the schedule, as the migration creates it (a flush of the database deletes it)."""
     migration.add(apps, None)
     return PeriodicTask.objects.get(name="Expire trials")
 
@@ -107,7 +107,7 @@ OURS = [task for name, task in app.tasks.items() if name.startswith("accounts.")
 def test_the_options_that_a_task_needs_stand_on_the_task(task: BaseTask) -> None:
     assert isinstance(task, BaseTask)
     assert (task.serializer, task.time_limit, task.soft_time_limit) == ("json", 300, 270)
-    # Only the results of slices are read, by the chord that they form.
+    # Only the chord reads results: those of its slices.
     assert task.ignore_result == (task.name != "accounts.expire_slice")
     assert task.time_limit < app.conf.broker_transport_options["visibility_timeout"]
 

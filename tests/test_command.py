@@ -1,4 +1,4 @@
-"""``./manage.py expire_trials``: its words, its options, its exit codes, and that it needs no broker."""
+"""``./manage.py expire_trials``: its output, its options, its exit codes, and that it needs no broker."""
 
 import logging
 import os
@@ -42,7 +42,7 @@ def accounts_due_by_the_real_clock(count: int) -> None:
     make_accounts(count, ended=10 * DAY, now=timezone.now())
 
 
-# --- What it prints ---
+# --- Output ---
 
 
 def test_it_prints_the_two_lines_of_the_original() -> None:
@@ -76,7 +76,7 @@ def test_it_tells_more_when_asked_to() -> None:
 
 @contextmanager
 def role_setting(name: str, value: str) -> Iterator[None]:
-    """What the role has by default in new connections to this database, of which this process opens one."""
+    """Sets a default of the role for new connections to this database; this process reconnects."""
 
     def set_to(value: str) -> None:
         with connection.cursor() as cursor:
@@ -175,7 +175,7 @@ def test_if_stale_works_only_when_no_run_succeeded_within_that_time(
         assert output == f"Nothing to do: a run by celery succeeded at {moment:%Y-%m-%d %H:%M} UTC.\n"
 
 
-# --- What stops it ---
+# --- Failures and stops ---
 
 
 def test_unapplied_migrations_are_named() -> None:
@@ -193,7 +193,7 @@ def test_unapplied_migrations_are_named() -> None:
 
 
 class DeletesTheRun(Terminal):
-    """A terminal that, as soon as progress is shown, has the ledger emptied."""
+    """A terminal that deletes the ledger when progress is shown."""
 
     def write(self, text: str) -> int:
         if "1 of 2" in text:
@@ -268,7 +268,7 @@ def test_repeatable_read_as_the_role_s_default_expires_all_but_who_pays(
     assert ExpiryRun.objects.get().accounts.count() == 2
 
 
-# --- As cron runs it: a process of its own ---
+# --- As cron runs it: in a separate process ---
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:

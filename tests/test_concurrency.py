@@ -1,4 +1,4 @@
-"""Runs beside payments, locks, deadlocks and each other, with real connections to a real PostgreSQL."""
+"""Runs concurrently with payments, locks, deadlocks and other runs, on real connections to a real PostgreSQL."""
 
 import threading
 from datetime import datetime, timedelta
@@ -61,7 +61,7 @@ def test_a_payment_during_its_slice_waits_for_the_slice_and_wins(
 ) -> None:
     monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")
     account = overdue(now)
-    # Sitting on the run's row keeps the slice from committing, after it has updated the account.
+    # A lock on the run's row blocks the slice after it has updated the account and before it commits.
     run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
     slices, _ = plan(Account.objects.due(now), size=10)
     other.execute("SELECT FROM accounts_expiryrun FOR UPDATE")
@@ -100,7 +100,7 @@ def test_a_payer_waits_for_one_slice_when_the_ledger_is_locked(now: datetime, ot
 
     with meanwhile(lambda: services.expire_slice(run=run, keys=keys)) as expired:
         wait_until_blocked('UPDATE "accounts_expiryrun"')
-        # The lock on the ledger is still held: it is the slice that gives way, long before this payer loses patience.
+        # The lock on the ledger is still held: the slice is rolled back, long before the payment times out.
         with connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '4s'")
         assert services.activate(account_id=account.pk)
@@ -169,7 +169,7 @@ def test_a_serialization_failure_is_tried_again(now: datetime, other: Sql, monke
 def test_what_never_stops_deadlocking_fails_the_run_after_a_few_attempts(now: datetime) -> None:
     account = overdue(now)
     with connection.cursor() as cursor:
-        cursor.execute("CREATE SEQUENCE attempts")  # counts on through rollbacks
+        cursor.execute("CREATE SEQUENCE attempts")  # a sequence is not rolled back
 
     try:
         deadlock = "PERFORM nextval('attempts'); RAISE EXCEPTION 'again and again' USING ERRCODE = '40P01';"

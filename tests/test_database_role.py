@@ -1,4 +1,4 @@
-"""The role of docs/deploy.md for commands, worker and beat: it can do their work, and harm nothing else."""
+"""The role of docs/deploy.md for commands, worker and beat: it has the permissions they need, and no others."""
 
 import re
 import secrets
@@ -26,7 +26,7 @@ PAGE = (settings.BASE_DIR / "docs" / "deploy.md").read_text()
 
 @pytest.fixture
 def role_url(transactional_db: None) -> Iterator[str]:
-    """The database's URL for the role, made by the page's own statements."""
+    """The database's URL for the role, which the statements of the page create."""
     block = re.search(r"```sql\n(CREATE ROLE .+?)```", PAGE, re.DOTALL)
     assert block
     role = f"trials_job_{secrets.token_hex(4)}"  # roles belong to the server, which other tests may share

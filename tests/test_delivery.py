@@ -1,4 +1,4 @@
-"""That a mail which is owed arrives, and once: through a real mail server that answers as it is told."""
+"""A mail that is owed arrives, and arrives once: with a real mail server whose replies the tests choose."""
 
 import os
 import signal
@@ -192,7 +192,7 @@ def test_a_notice_that_it_has_ended_is_skipped_once_its_window_is_over(
 
 
 class PayWhileConnecting(EmailBackend):
-    """Connecting takes so long that a customer pays meanwhile."""
+    """A backend whose connection takes so long that a customer pays meanwhile."""
 
     def open(self) -> bool | None:
         for account in Account.objects.all():
@@ -250,7 +250,7 @@ def test_whoever_says_stop_need_not_wait_until_the_rate_allows_the_next(
     assert slept == [1, 1]
 
 
-# --- Refused for good ---
+# --- Permanent refusals ---
 
 
 def on_rcpt(mailbox: Mailbox, account: Account, answer: str) -> None:
@@ -307,7 +307,7 @@ def test_a_mail_refused_for_good_fails_alone_and_is_given_up_in_a_day(
     assert len(mailbox.mails) == 1
 
 
-# --- Refused for now ---
+# --- Temporary refusals ---
 
 
 def test_a_mail_put_off_is_tried_again_in_15_minutes_and_never_given_up(now: datetime, mailbox: Mailbox) -> None:
@@ -391,7 +391,7 @@ def test_a_server_that_is_away_changes_nothing_and_is_named_as_the_trouble(
 
 @pytest.fixture
 def slow(mailbox: Mailbox) -> Iterator[threading.Event]:
-    """Set, the mail server answers the whole of its second mail; until then it thinks about it."""
+    """An event before which the mail server does not answer its second mail."""
     answer = threading.Event()
 
     def think(address: str) -> None:
@@ -480,7 +480,7 @@ def test_a_time_limit_in_the_middle_of_a_mail_ends_the_task_and_puts_it_off(
 
 
 class Faulty(EmailBackend):
-    """Fails, once, in the middle of a mail, for a reason of its own."""
+    """A backend that fails once while it sends a mail, for a reason that the mail did not cause."""
 
     failed = False
 
@@ -511,7 +511,7 @@ def test_a_fault_in_the_mail_backend_counts_against_no_mail(
 
 
 class ApiError(OSError):
-    """As AnymailRequestsAPIError, which is one by way of requests."""
+    """Like AnymailRequestsAPIError, which inherits from an exception of requests."""
 
     def __init__(self, status_code: int) -> None:
         super().__init__(f"API response {status_code}")
@@ -522,7 +522,7 @@ AnymailRecipientsRefused = type("AnymailRecipientsRefused", (Exception,), {})
 
 
 class HttpBackend(BaseEmailBackend):
-    """Sends by the API of a mail provider, which answers with ``error``."""
+    """A backend for the API of a mail provider, which answers with ``error``."""
 
     error: Exception
 
@@ -554,7 +554,7 @@ def test_of_a_provider_s_answers_only_a_refusal_counts_against_a_mail(
 
 
 class ConnectTimeout(OSError):  # noqa: N818 (the name is what it is known by)
-    """As that of requests, which has the timeout of the socket behind it."""
+    """Like the exception of requests, whose cause is the timeout of the socket."""
 
     def __init__(self) -> None:
         super().__init__("timed out")
@@ -641,11 +641,11 @@ def test_a_mail_that_cannot_be_composed_fails_alone_and_is_given_up(
     assert outcomes == [Delivery(refused=1, finished=True)] * 3 + [Delivery(given_up=1, finished=True)]
 
 
-# --- Who has a notice in hand ---
+# --- Claims ---
 
 
 def before_the_first_mail(monkeypatch: pytest.MonkeyPatch, happen: Callable[[Notice], None]) -> None:
-    """Have something happen while a process has a notice in hand, just before its mail is sent."""
+    """Run ``action`` while a process has claimed a notice, just before its mail is sent."""
 
     def send(message: EmailMultiAlternatives, mailer: BaseEmailBackend) -> None:
         monkeypatch.undo()
@@ -732,8 +732,8 @@ Ask = Callable[[str], Any]
 
 @pytest.fixture
 def ask_about_the_sender(transactional_db: None) -> Ask:
-    """Ask PostgreSQL, also in the mail server's thread, about the connection of whoever sends."""
-    # Not about a connection that asked before, which PostgreSQL may still be closing.
+    """Query PostgreSQL, also from the mail server's thread, about the connection of the sender."""
+    # Except connections of earlier queries, which PostgreSQL may still be closing.
     where = "datname = current_database() AND backend_type = 'client backend' AND application_name <> 'asking'"
     parameters = {**connection.get_connection_params(), "application_name": "asking"}
 
@@ -787,7 +787,7 @@ def test_a_mail_is_recorded_although_postgresql_ended_the_connection(
 def test_a_serialization_failure_or_a_deadlock_costs_a_mail_nothing(
     now: datetime, mailbox: Mailbox, state: str
 ) -> None:
-    """As with REPEATABLE READ for the role's default: the claim and the record each fail once."""
+    """Make the claim and the record fail once each, as with REPEATABLE READ as the role's default."""
     expired(now)
     notices.queue_notices(now=now)
     with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""``make demo``: what it shows, that it stops what it starts, and that it touches nothing that is not its own."""
+"""``make demo``: its output, that it stops what it starts, and that it changes nothing outside its own files."""
 
 import os
 import re
@@ -68,12 +68,12 @@ HOSTILE = {
 
 @pytest.fixture
 def demo_environment(tmp_path: Path) -> dict[str, str]:
-    """As a newcomer has it, but with the database elsewhere."""
+    """The environment of a newcomer, with another path of the demo's database."""
     return environment.fixed(DEMO_DATABASE=str(tmp_path / "demo.sqlite3"))
 
 
 def started_by_the_demo(database: str) -> list[str]:
-    """The command lines of the living processes that were told to use the demo's database."""
+    """The command lines of the running processes that use the demo's database."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -166,7 +166,7 @@ def test_without_a_name_the_demo_uses_its_own_file(monkeypatch: pytest.MonkeyPat
 
 
 def contents(directory: Path) -> dict[str, bytes | None]:
-    """Every file below ``directory`` with what is in it; None for a directory."""
+    """Every file below ``directory`` with its content; None for a directory."""
     return {
         str(file): str(file.readlink()).encode() if file.is_symlink() else file.read_bytes() if file.is_file() else None
         for file in directory.rglob("*")

@@ -1,4 +1,4 @@
-"""What the documentation names exists."""
+"""The names in the documentation exist."""
 
 import re
 from pathlib import Path

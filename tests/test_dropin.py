@@ -1,4 +1,4 @@
-"""``accounts`` in a project of somebody else, where Celery, beat and humanize are not installed."""
+"""``accounts`` in another project, in which Celery, beat and humanize are not installed."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Erasing a person, in the admin and by ``./manage.py erase_user``: what goes, and what stays true."""
+"""Erasing a person, in the admin and by ``./manage.py erase_user``: what is deleted, and what stays correct."""
 
 from datetime import datetime, timedelta
 from io import StringIO
@@ -21,7 +21,7 @@ USERS = "/admin/users/user/"
 
 @pytest.fixture
 def person(now: datetime) -> User:
-    """A customer whose trial a run expired, who was sent a mail, and whose name support changed."""
+    """A customer whose trial a run expired, who got a mail, and whose name support changed."""
     account = AccountFactory.create(
         user__username="alice", user__email="alice@example.com", created=now - timedelta(days=90)
     )
@@ -47,7 +47,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
 
 
 def is_gone(user: User) -> bool:
-    """Whether no row of ours, and no entry of the admin's log, has anything of the person; the others are untouched."""
+    """Whether no row of the project and no entry of the admin's log names the person, and the others did not change."""
     written = str(list(LogEntry.objects.values_list("object_repr", "change_message")))
     return (
         not User.objects.filter(pk=user.pk).exists()
@@ -113,7 +113,7 @@ def test_an_unknown_address_is_bad_input(person: User, email: str) -> None:
 
 @pytest.fixture
 def deleter() -> Client:
-    """Somebody who may view and delete users, and nothing else."""
+    """A user with the permission to view and delete users, and no other."""
     user: User = UserFactory.create(is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=["view_user", "delete_user"]))
     client = Client()

@@ -1,4 +1,4 @@
-"""The freshness check, as a command and over HTTP: it looks at the effect, not at the processes."""
+"""The freshness check, as a command and over HTTP: it checks the effect, not the processes."""
 
 from datetime import datetime, timedelta
 from io import StringIO
@@ -129,7 +129,7 @@ EXPIRY = "/health/expiry/"
 
 @pytest.fixture
 def overdue(settings: Settings) -> Account:
-    """An account long overdue: the particulars name it."""
+    """An account that is long overdue, which the problems name."""
     settings.METRICS_TOKEN = TOKEN
     account: Account = AccountFactory.create(created=timezone.now() - timedelta(days=90))
     return account

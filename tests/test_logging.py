@@ -24,11 +24,11 @@ from tests.runs import DAY, expire
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
-    """Level and fields of every line that is made of fields."""
+    """The level and fields of every structured line."""
     return [(record.levelname, record.msg) for record in caplog.records if isinstance(record.msg, Fields)]
 
 
-# --- How a line is written ---
+# --- Format ---
 
 
 def test_fields_are_written_as_key_value_and_quoted_where_they_must_be() -> None:
@@ -68,7 +68,7 @@ def test_an_unknown_format_stops_the_start() -> None:
     assert (result.returncode, result.stderr) == (1, "Not started: LOG_FORMAT='xml' is none of line, json.\n")
 
 
-# --- What is said ---
+# --- Lines and levels ---
 
 
 @pytest.mark.django_db
@@ -122,7 +122,7 @@ def test_every_other_end_of_a_run_is_one_line_too(
     assert [(level, said["status"], said["expired"], said.get("undone")) for level, said in lines(caplog)] == [
         (refused, "refused", 0, None),
         (failed, "failed", 0, None),
-        ("INFO", "interrupted", 0, None),  # told to stop
+        ("INFO", "interrupted", 0, None),  # stopped by a signal
         ("WARNING", "interrupted", 0, None),  # died
         ("INFO", "succeeded", 2, None),
         ("INFO", "undone", 2, 2),

@@ -1,4 +1,4 @@
-"""/metrics: who may ask, what it tells, and that it stays cheap."""
+"""/metrics: access, values, and cost."""
 
 from datetime import datetime, timedelta
 
@@ -29,7 +29,7 @@ def metrics(now: datetime) -> CollectorRegistry:
     return registry
 
 
-# --- Who may ask ---
+# --- Access ---
 
 
 def test_there_is_no_such_page_until_a_token_is_set(client: Client, settings: Settings) -> None:
@@ -71,7 +71,7 @@ def test_whoever_brings_it_gets_what_prometheus_can_read(
     assert all(name.startswith("trial_expiry_") for name in names)
 
 
-# --- What it tells ---
+# --- Values ---
 
 
 def test_runs_by_path_and_status_and_when_each_was_last(now: datetime) -> None:
@@ -124,7 +124,7 @@ def test_an_empty_project_has_the_counters_and_no_backlog(now: datetime) -> None
     assert told.get_sample_value("trial_expiry_oldest_due_seconds") == 0
 
 
-# --- That it stays cheap ---
+# --- Cost ---
 
 
 def test_it_takes_three_queries(now: datetime, django_assert_num_queries: DjangoAssertNumQueries) -> None:

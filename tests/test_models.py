@@ -1,4 +1,4 @@
-"""What the database holds and refuses, and the rule that says which accounts are due."""
+"""The constraints of the database, and the rule that defines which accounts are due."""
 
 from datetime import datetime, timedelta
 

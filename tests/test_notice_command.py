@@ -1,4 +1,4 @@
-"""``./manage.py send_trial_notices``: its words, its options, its exit codes."""
+"""``./manage.py send_trial_notices``: its output, its options, its exit codes."""
 
 from io import StringIO
 from typing import Any
@@ -32,7 +32,7 @@ def switched_on(settings: Settings) -> None:
 
 @pytest.fixture
 def owed(db: None) -> None:
-    """By the real clock: two customers are to be reminded, and one told that the trial has ended."""
+    """By the real clock: two customers are owed a reminder, and one the notice that the trial has ended."""
     make_accounts(1, ended=10 * DAY, now=timezone.now())
     services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now())
     make_accounts(2, ended=-DAY / 2, now=timezone.now())
@@ -76,7 +76,7 @@ def test_switched_off_it_says_so_and_does_not_touch_the_database(
     settings.TRIAL_NOTICES = False
 
     with django_assert_num_queries(0):
-        assert run() == "TRIAL_NOTICES is off: nobody is told anything.\n"
+        assert run() == "TRIAL_NOTICES is off: no mail is sent.\n"
     assert mailbox.mails == []
 
 
@@ -87,7 +87,7 @@ def test_a_dry_run_counts_what_is_owed_also_while_it_is_switched_off(settings: S
     settings.TRIAL_NOTICES = False
 
     assert run("--dry-run", "--max-notices=2") == (
-        "TRIAL_NOTICES is off: nobody is told anything.\n"
+        "TRIAL_NOTICES is off: no mail is sent.\n"
         "Would queue 1 notice(s): 1 ending soon, 0 ended\n"
         "2 wait from before\n"
         "Would be refused: at most 2 may be owed.\n"

@@ -1,4 +1,4 @@
-"""Whatever happens between runs that come at any time: exactly the mails that the plain words of the rule allow."""
+"""For any sequence of events and runs: exactly the mails that a plain statement of the rule allows."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ events = st.one_of(
 
 @dataclass
 class Customer:
-    """An account by the plain words, and what this customer was told: the end of the trial, and how."""
+    """An account by the plain statement of the rule, and the mails that its customer got."""
 
     account: Account
     ends: datetime
@@ -48,7 +48,7 @@ class Customer:
 
 @dataclass
 class World:
-    """The real thing and its model, changed together."""
+    """The real code and its model, changed together."""
 
     customers: list[Customer]
     now: datetime = NOW

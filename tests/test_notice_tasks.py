@@ -1,4 +1,4 @@
-"""The mails by Celery: real worker, broker and mail server; and that nothing runs while they are switched off."""
+"""The mails by Celery, with a real worker, broker and mail server; with TRIAL_NOTICES off, the tasks do nothing."""
 
 import importlib
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_the_mails_of_a_run_wait_for_the_mail_server_and_go_on_to_the_last(
 
 @pytest.fixture
 def sent_messages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Tasks that would have been sent to the broker."""
+    """Records the tasks that would have been sent to the broker."""
     messages: list[tuple[str, Any]] = []
     monkeypatch.setattr(
         tasks.send_trial_notices, "apply_async", lambda **options: messages.append(("send", options["expires"]))

@@ -23,7 +23,7 @@ def queued() -> list[tuple[str, int]]:
     return list(Notice.objects.order_by("pk").values_list("kind", "days_before"))
 
 
-# --- Who is owed a reminder ---
+# --- Reminders ---
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def queued() -> list[tuple[str, int]]:
         (7 * DAY, [7]),
         (7 * DAY - SECOND, [7]),
         (2 * DAY + SECOND, [7]),  # days were missed: late rather than never
-        (2 * DAY, []),  # but not on the heels of the next
+        (2 * DAY, []),  # but not right before the next
         (DAY + SECOND, []),
         (DAY, [1]),
         (DAY - SECOND, [1]),
@@ -128,7 +128,7 @@ def test_users_who_are_switched_off_are_told_nothing(now: datetime) -> None:
     assert notices.queue_notices(now=now) == Queue()
 
 
-# --- Who is told that it has ended ---
+# --- The notice that the trial has ended ---
 
 
 def test_who_was_expired_by_a_run_is_told_once(now: datetime) -> None:
@@ -220,7 +220,7 @@ def test_a_mail_that_fell_due_before_the_cutoff_is_neither_queued_nor_sent(
     assert delivery.deliver_notices(now=now + HOUR) == Delivery(sent=2 * count, skipped=1 - count, finished=True)
 
 
-# --- Beside others ---
+# --- Concurrency ---
 
 
 @pytest.mark.postgres

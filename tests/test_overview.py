@@ -1,4 +1,4 @@
-"""The overview: its figures, its cost, and that nothing an operator has running can keep the page from coming."""
+"""The overview: its figures, its cost, and that the page is shown whatever is wrong with Celery and the broker."""
 
 import socket
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ TICK = timedelta(microseconds=1)
 
 @pytest.fixture(autouse=True)
 def _no_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No process was pinged before, and none is there to answer."""
+    """No cached answer of a ping, and no process that answers."""
     cache.clear()
     monkeypatch.setattr(app.conf, "broker_write_url", "redis://127.0.0.1:1/0")
     yield
@@ -46,7 +46,7 @@ def _no_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def entry() -> PeriodicTask:
-    """The hourly entry in beat's schedule; tests that end by emptying the tables may have taken the migration's."""
+    """The hourly entry in beat's schedule; a test that flushed the tables may have deleted the migration's."""
     hourly, _ = CrontabSchedule.objects.get_or_create(minute="0", hour="*", timezone="UTC")
     entry, _ = PeriodicTask.objects.get_or_create(
         task="accounts.expire_trials", defaults={"name": "Expire trials", "crontab": hourly}
@@ -55,7 +55,7 @@ def entry() -> PeriodicTask:
 
 
 def add_run(now: datetime, *, path: ExpiryRun.Path = COMMAND, took: timedelta = SECOND, **fields: Any) -> ExpiryRun:
-    """Put a run into the ledger that started ``now``."""
+    """Store a run in the ledger that started at ``now``."""
     fields = {"status": ExpiryRun.Status.SUCCEEDED, "finished": now + took, **fields}
     return ExpiryRun.objects.create(path=path, as_of=now, started=now, **fields)
 
@@ -323,7 +323,7 @@ def test_what_the_freshness_check_says_is_on_the_page(admin_client: Client, sett
     assert "No run has succeeded within 5 hours; none ever has." in admin_client.get("/admin/").content.decode()
 
 
-# --- Who may see it, and what it costs ---
+# --- Permissions and cost ---
 
 
 @pytest.mark.parametrize("permissions", [(), ("view_account",), ("view_expiryrun",)])

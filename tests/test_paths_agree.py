@@ -1,4 +1,4 @@
-"""Both paths, over random populations: the same accounts and, but for the path, the same ledger."""
+"""Both paths, on random populations: the same accounts and, except for the path, the same ledger."""
 
 import random
 from collections.abc import Callable
@@ -17,7 +17,7 @@ OF_THE_PATH = {"id", "path", "as_of", "cutoff", "started", "heartbeat", "finishe
 
 
 def accounts_and_ledger() -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
-    """Every account and the latest run, without what differs between any two runs."""
+    """Every account and the latest run, without the fields that differ between any two runs."""
     run = ExpiryRun.objects.latest()
     accounts = [
         (account.pk, account.status, account.created, account.trial_ends_at, account.trial_expired_at == run.as_of)
@@ -35,7 +35,7 @@ def run_of(task_id: str) -> Callable[[], ExpiryRun | None]:
 def test_command_and_celery_leave_the_same_accounts_and_equal_ledgers(
     manage_py: ManagePy, celery: Process, send: Send
 ) -> None:
-    now = timezone.now() - timedelta(minutes=1)  # nothing else falls due within the hour
+    now = timezone.now() - timedelta(minutes=1)  # no other account becomes due within the hour
 
     with celery("worker", "--concurrency=2"):
         for size, batch_size in ((1, 5), (60, 1000), (60, 1), (400, 17)):

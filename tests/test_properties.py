@@ -1,4 +1,4 @@
-"""The rule against its plain statement, and any order of runs, undos, payments, extensions against a simple model."""
+"""The rule compared with its plain statement; any order of runs, undos, payments, extensions with a simple model."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -61,7 +61,7 @@ actions = st.one_of(
 
 @dataclass
 class ModelAccount:
-    """What an account should look like, by the plain words of the rule."""
+    """The expected state of an account, by a plain statement of the rule."""
 
     pk: int
     ends: datetime
@@ -71,7 +71,7 @@ class ModelAccount:
 
 @dataclass
 class World:
-    """The real thing and its model, changed together."""
+    """The real code and its model, changed together."""
 
     now: datetime = NOW
     accounts: list[ModelAccount] = field(default_factory=list)

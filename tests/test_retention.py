@@ -1,4 +1,4 @@
-"""What is pruned from the ledger, and what never is."""
+"""The rows that pruning deletes, and those that it keeps."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def run_of(age: timedelta, *, expired_count: int = 0, **fields: Any) -> ExpiryRun:
-    """A run that began so long ago."""
+    """A run that began ``ago`` before now."""
     began = timezone.now() - age
     fields = {"path": "command", "status": "succeeded", "as_of": began, "finished": began, **fields}
     return ExpiryRun.objects.create(expired_count=expired_count, started=began, **fields)
@@ -99,7 +99,7 @@ def test_a_ledger_that_cannot_be_pruned_does_not_fail_the_run(
 
 
 def notice_of(age: timedelta, **fields: Any) -> Notice:
-    """A mail that was sent so long ago about a trial that ended then."""
+    """A mail that was sent ``ago`` before now, about a trial that ended then."""
     then = timezone.now() - age
     notice: Notice = NoticeFactory.create(
         **{"status": "sent", "sent": then, "queued": then, "trial_ends_at": then, "next_attempt": then, **fields}

@@ -1,4 +1,4 @@
-"""The servers and processes that demo, comparison and tests start: whatever happens, none is left behind."""
+"""The servers and processes that demo, comparison and tests start: each is stopped, whatever happens."""
 
 import signal
 import subprocess

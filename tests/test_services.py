@@ -1,4 +1,4 @@
-"""The service function by itself: rule, slices, fuse, ledger, signal; and the verbs that change one account."""
+"""The services: rule, slices, fuse, ledger and signal of a run, and the changes of one account."""
 
 import re
 import tracemalloc
@@ -289,7 +289,7 @@ def test_a_long_error_is_cut_and_stored_without_control_characters(now: datetime
     assert run.error.startswith("RuntimeError: a b [31m xxx")
 
 
-# --- Slices that go their own ways ---
+# --- Slices that fail, repeat or run elsewhere ---
 
 
 def test_a_slice_that_runs_twice_and_late_counts_nothing_twice(now: datetime) -> None:
@@ -396,7 +396,7 @@ def test_a_run_stopped_by_hand_is_recorded_as_interrupted(now: datetime) -> None
 
 
 def left_to_others(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-    """A ``run_slices`` whose slices nobody ever runs."""
+    """A ``run_slices`` that runs no slice."""
 
 
 def test_a_silent_run_is_marked_interrupted_and_its_accounts_are_taken(now: datetime) -> None:
@@ -503,7 +503,7 @@ def test_a_senseless_argument_is_refused_before_anything_happens(
     assert not ExpiryRun.objects.exists()
 
 
-# --- The verbs of one account ---
+# --- The services for one account ---
 
 CAN_START_FROM = {
     services.activate: {Account.TRIALING, Account.TRIAL_EXPIRED},

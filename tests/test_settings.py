@@ -1,4 +1,4 @@
-"""What stops the start, and how: one line on stderr that names the setting and quotes no secret."""
+"""Wrong settings stop the start, with one line on stderr that names the setting and quotes no secret."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def test_production_passes_djangos_deployment_checks() -> None:
 
 
 def start(**variables: str) -> dict[str, Any]:
-    """What every process does before anything else, done in this one: read the settings, then check them."""
+    """Read and check the settings in this process, as every process does at its start."""
     with mock.patch.dict(os.environ, {"DJANGO_ENV_FILE": os.devnull, **variables}, clear=True):
         read = runpy.run_path(str(django_settings.BASE_DIR / "project" / "settings.py"))
     checked = ("TRIAL_", "SITE_", "METRICS_", "EMAIL_", "DEFAULT_FROM_EMAIL", "DEBUG")
@@ -58,7 +58,7 @@ def start(**variables: str) -> dict[str, Any]:
     return read
 
 
-# What the one line says: {it} is the variable with its value, which is quoted only where it is no secret.
+# The expected line: {it} is the variable with its value, which is quoted only when it is not a secret.
 BOOLEAN = "{it} is neither 1 nor 0."
 WHOLE = "{it} is not a whole number."
 NUMBER = "{it} is not a number such as 3 or 1.5."
@@ -312,7 +312,7 @@ def test_an_env_file_that_is_not_understood_stops_the_start(content: bytes, prob
 
 @contextmanager
 def somebody_else() -> Iterator[None]:
-    """Root may read every file, so it becomes nobody."""
+    """Root may read every file, so the process becomes the user nobody."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)

@@ -1,4 +1,4 @@
-"""The mechanism by itself, on a model that is none of ours: invitations that lapse, keyed by number or by UUID."""
+"""slices.py on another model: invitations that lapse, with integer or UUID keys."""
 
 import time
 import uuid
@@ -62,7 +62,7 @@ def still_open(model: Model) -> QuerySet[Any]:
 
 
 class Lapse:
-    """Lets invitations lapse, and keeps the sum in place of a ledger."""
+    """Makes invitations lapse, and keeps the sum instead of a ledger."""
 
     def __init__(self, model: Model) -> None:
         self.counted = 0
@@ -193,7 +193,7 @@ def test_a_locked_table_is_waited_for_between_attempts(model: Model, monkeypatch
         with pytest.raises(DatabaseError, match="lock timeout"):
             lapse.change.on(keys)
 
-    # At first a row may be what is locked: it is left out, without a pause.
+    # At first the lock may be on a row: it is skipped, without a pause.
     assert pauses == [PAUSE] * (ATTEMPTS - 2)
     assert lapse.logged == ["slice_retried"] * (ATTEMPTS - 1) + ["slice_failed"]
 

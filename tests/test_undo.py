@@ -1,4 +1,4 @@
-"""Undoing a run: the service, the command, and the story of the fuse."""
+"""Undoing a run: the service, the command, and an example with the fuse."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -33,7 +33,7 @@ def rows() -> list[Any]:
     return list(Account.objects.order_by("pk").values())
 
 
-# --- What an undo does ---
+# --- The service ---
 
 
 def test_an_undo_repairs_every_column_of_every_account(now: datetime) -> None:
@@ -147,7 +147,7 @@ def test_an_undo_stopped_half_way_is_taken_up_again(now: datetime) -> None:
     assert rows() == before
 
 
-# --- Beside the run itself ---
+# --- Concurrently with the run itself ---
 
 
 def test_undoing_a_run_under_way_stops_it(now: datetime) -> None:
@@ -234,7 +234,7 @@ def test_a_senseless_argument_is_refused_before_anything_happens(
     assert run.status == ExpiryRun.Status.SUCCEEDED
 
 
-# --- Beside others: real connections ---
+# --- Concurrently with others: real connections ---
 
 
 @pytest.mark.postgres
@@ -343,7 +343,7 @@ def test_undos_payments_and_the_run_itself_at_once_leave_a_true_ledger(now: date
     assert_ledger_is_true()
 
 
-# --- What it will do ---
+# --- The preview ---
 
 
 def test_the_preview_says_what_would_happen_and_changes_nothing(now: datetime) -> None:
@@ -472,7 +472,7 @@ def test_a_run_undone_while_the_command_runs_it_ends_the_command_in_error(monkey
         call_command("expire_trials", stdout=StringIO())
 
 
-# --- The fuse, and life without it ---
+# --- An example with and without the fuse ---
 
 
 def test_trial_days_mistyped_as_6_is_stopped_by_the_fuse_or_undone(now: datetime, settings: Settings) -> None:
@@ -481,18 +481,18 @@ def test_trial_days_mistyped_as_6_is_stopped_by_the_fuse_or_undone(now: datetime
     signed_up = [AccountFactory.create(created=now - 8 * DAY) for _ in range(4)]  # who were promised 60 days
     before = rows()
 
-    # Celery's tick fails, with words that say why; monitoring alarms, and nobody has lost anything.
+    # Celery's tick fails with the reason, monitoring alerts, and no account has expired.
     with pytest.raises(TooManyDue, match=r"^Refused: 6 accounts are due and at most 3 may expire .* --max-accounts 6"):
         tasks.expire_trials.apply(throw=True)
     assert rows() == before
     assert "Refused: 6 accounts are due" in " ".join(health.problems(now=now, max_age=timedelta(hours=3)))
 
-    # Without the fuse it happens.
+    # Without the fuse the accounts expire.
     settings.TRIAL_EXPIRY_MAX = None
     run = expire(now)
     assert run.expired_count == 6
 
-    # An undo repairs it exactly. The cause is in the accounts: their trial ends must be put right as well.
+    # An undo restores them exactly. The cause is in the accounts: their trial ends must be corrected as well.
     assert services.preview_undo(run=run, now=now).due_again == 6
     assert undo(run, now) == 6
     assert rows() == before

@@ -1,4 +1,4 @@
-"""What protects the site: throttles, the client's address, headers, and a server that slow clients do not stop."""
+"""The protection of the site: throttles, the client's address, headers, and a server that slow clients cannot block."""
 
 import os
 import socket
@@ -42,7 +42,7 @@ def operator() -> User:
 
 
 def log_in(address: str, password: str, *, username: str = "operator", **headers: str) -> int:
-    """Post the login form from that address; the status of the answer, 302 when it let in."""
+    """Post the login form from that address; returns the status, which is 302 after a successful login."""
     form = {"username": username, "password": password}
     return Client(headers=headers or None, REMOTE_ADDR=address).post(LOGIN, form).status_code
 
@@ -79,7 +79,7 @@ def test_a_login_forgives_the_wrong_passwords_before_it(operator: User) -> None:
     assert [log_in("192.0.2.1", "wrong") for _ in range(9)] == [200] * 9
 
 
-# --- Whose address ---
+# --- The client's address ---
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def behind_a_proxy(settings: Settings) -> None:
 
 @pytest.mark.usefixtures("behind_a_proxy")
 def test_behind_a_proxy_each_client_is_counted_by_its_own_address(operator: User) -> None:
-    for number in range(10):  # what a client sends itself stands to the left of what the proxy adds
+    for number in range(10):  # the proxy appends to the header that a client sends
         log_in("10.0.0.1", "wrong", **{"X-Forwarded-For": f"198.51.100.{number}, 192.0.2.1"})
 
     assert log_in("10.0.0.1", "right", **{"X-Forwarded-For": "192.0.2.1"}) == 429
@@ -162,7 +162,7 @@ Gunicorn = Callable[..., AbstractContextManager[int]]
 
 @pytest.fixture
 def gunicorn(environment: Mapping[str, str], tmp_path: Path) -> Gunicorn:
-    """A real gunicorn of one process and two threads, which waits one second for a request; yields its port."""
+    """A real gunicorn with one process and two threads, which waits one second for a request; yields its port."""
     config = tmp_path / "gunicorn.conf.py"
     config.write_text("from project.gunicorn import *\nthreads = 2\nWorker.REQUEST_SECONDS = 1\n")
 
@@ -180,7 +180,7 @@ def gunicorn(environment: Mapping[str, str], tmp_path: Path) -> Gunicorn:
 
 
 def health(port: int, page: str = "/health/") -> tuple[int, str] | None:
-    """Status and words of a page; None where no answer comes within a few seconds."""
+    """The status and text of a page; None when no answer comes within a few seconds."""
     connection = HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", page)

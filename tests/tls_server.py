@@ -1,6 +1,6 @@
-"""``python -m tests.tls_server PORT BACKEND CERTIFICATE``: a TLS server that passes everything on, as stunnel does.
+"""``python -m tests.tls_server PORT BACKEND CERTIFICATE``: a TLS server that forwards all data, as stunnel does.
 
-A process of its own, because the server of the Redis protocol that comes with the tests is built without TLS.
+A separate process, because the Redis-compatible server of the tests is built without TLS.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from contextlib import suppress
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Pass on what ``reader`` receives until either side closes."""
+    """Forward what ``reader`` receives until either side closes."""
     with suppress(OSError):
         while data := await reader.read(65536):
             writer.write(data)

@@ -1,4 +1,4 @@
-"""Trials with so much time left, expired by a run, and put back, for the tests of the mails about them."""
+"""Helpers for the tests of the mails: trials with a given time left, or expired by a run."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
 
 
 def trialing(left: timedelta, now: datetime, **fields: Any) -> Account:
-    """An account whose trial has so much time left."""
+    """An account whose trial has this much time left."""
     return AccountFactory.create(created=now + left - 60 * DAY, **fields)
 
 

@@ -11,9 +11,9 @@ from pytest_django.live_server_helper import LiveServer
 
 @pytest.fixture
 def page(browser: Browser, live_server: LiveServer) -> Iterator[Page]:
-    """A page of its own session, as wide as a desktop's.
+    """A page in a new session, with the width of a desktop.
 
-    An error in its scripts, or a violation of the content security policy, fails the test.
+    A script error or a violation of the content security policy fails the test.
     """
     errors: list[str] = []
     with browser.new_context(base_url=live_server.url, viewport={"width": 1280, "height": 900}) as context:
@@ -26,7 +26,7 @@ def page(browser: Browser, live_server: LiveServer) -> Iterator[Page]:
 
 @pytest.fixture
 def overview(page: Page, live_server: LiveServer, admin_client: Client) -> Page:
-    """The first page of the admin, with the superuser logged in."""
+    """The admin's index page, with the superuser logged in."""
     session = admin_client.cookies[settings.SESSION_COOKIE_NAME].value
     page.context.add_cookies([{"name": settings.SESSION_COOKIE_NAME, "value": session, "url": live_server.url}])
     page.goto("/admin/")

@@ -1,4 +1,4 @@
-"""What an operator sees and clicks, in a real browser."""
+"""The admin's pages in a real browser."""
 
 from datetime import timedelta
 
@@ -27,12 +27,12 @@ def run() -> ExpiryRun:
 
 
 def fits(page: Page) -> bool:
-    """Whether nothing of the page sticks out to the right."""
+    """Whether the page does not overflow to the right."""
     return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
 
 
 def colours(page: Page) -> list[str]:
-    """Of the page's background, and of a bar in a chart."""
+    """The colours of the page's background and of a bar in a chart."""
     bar = page.locator("rect.trials").first
     return [
         page.evaluate("getComputedStyle(document.body).backgroundColor"),
@@ -116,5 +116,5 @@ def test_no_page_violates_the_content_security_policy(run: ExpiryRun, overview: 
         row = model._default_manager.first()
         pages += [changelist] + ([f"{changelist}{row.pk}/change/"] if row else [])
 
-    # A violation shows in the console, which the fixture reads.
+    # The browser logs a violation to the console, which the fixture reads.
     assert {page for page in pages if (answer := overview.goto(page)) and answer.status != 200} == set()

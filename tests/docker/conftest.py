@@ -1,6 +1,6 @@
-"""The project's own image, run by pytest-celery as worker and beat beside PostgreSQL and Redis.
+"""The project's image, run by pytest-celery as worker and beat, with containers of PostgreSQL and Redis.
 
-Nothing is published to this machine: whatever a test asks of a container, it asks inside of it.
+No port is published to this machine: tests run their queries inside the containers.
 """
 
 import subprocess
@@ -38,7 +38,7 @@ def docker_client() -> Iterator[docker.DockerClient]:
 image = build(path=str(settings.BASE_DIR), tag="trial-expiry:test")
 next_image = build(path=str(settings.BASE_DIR), tag="trial-expiry:test-next", labels={"release": "next"})
 
-# Their data in memory, because a volume would outlive the test.
+# Data in memory, because a volume would remain after the test.
 postgres = container(
     image="postgres:18-alpine",
     environment={"POSTGRES_USER": "trials", "POSTGRES_PASSWORD": "secret"},
@@ -56,7 +56,7 @@ default_redis_broker = container(
 
 @pytest.fixture
 def environment(postgres: CeleryTestContainer, default_redis_broker: RedisContainer) -> Mapping[str, str]:
-    """What every container of the project needs; the database answers."""
+    """The environment of every container of the project, once the database answers."""
     wait_for("PostgreSQL", lambda: postgres.exec_run(PG_ISREADY).exit_code == 0)
     return {
         "DJANGO_SECRET_KEY": "a-key-for-tests-that-is-long-enough-to-be-taken-for-a-real-one",
@@ -73,7 +73,7 @@ def manage_py(
     default_pytest_celery_network: docker.models.networks.Network,
     environment: Mapping[str, str],
 ) -> Callable[..., str]:
-    """``manage.py`` in a container of its own, which goes when it is done."""
+    """Run ``manage.py`` in a separate container, which is removed afterwards."""
 
     def run(*arguments: str) -> str:
         output: bytes = docker_client.containers.run(
@@ -90,7 +90,7 @@ def manage_py(
 
 @pytest.fixture
 def deployment(manage_py: Callable[..., str], postgres: CeleryTestContainer) -> Deployment:
-    """A migrated database and a broker; worker and beat join when a test asks for them."""
+    """A migrated database and a broker; tests start worker and beat when they need them."""
 
     def psql(statement: str) -> str:
         status, output = postgres.exec_run([*PSQL, statement])
@@ -139,5 +139,5 @@ def default_worker_app() -> Celery:
 
 @pytest.fixture
 def next_worker(next_worker_container: CeleryWorkerContainer) -> CeleryTestWorker:
-    """A worker of the next release, started where a test asks for it."""
+    """A worker of the next release, started when a test requests it."""
     return CeleryTestWorker(next_worker_container, app)

@@ -1,4 +1,4 @@
-"""A deployment to test: how its customers are arranged, and what has become of them."""
+"""A deployment to test: creates its customers and checks their state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Deployment:
         self.shell(f"{ADD}add({count}, 62, Account.TRIALING)")
 
     def add_others(self) -> None:
-        """Customers whom nobody may touch: in their last day of trial, and paying."""
+        """Customers whom no run may change: in their last day of trial, and paying."""
         self.shell(f"{ADD}add({NOT_DUE}, 60, Account.TRIALING); add({PAYING}, 62, Account.ACTIVE)")
 
     def tick_every_second(self) -> None:
@@ -53,27 +53,27 @@ class Deployment:
         self.shell(TICK_EVERY_SECOND)
 
     def send_a_run_of_many_messages(self) -> None:
-        """A slice for every account that is due, so that a run takes long enough to be interfered with."""
+        """Run one slice for every due account, so that a run takes long enough for the test to interrupt it."""
         self.shell("from accounts.tasks import expire_trials; expire_trials.delay(batch_size=1)")
 
     def expired(self) -> int:
         return int(self.psql("SELECT count(*) FROM accounts_account WHERE status = 'trial_expired'"))
 
     def succeeded(self) -> int:
-        """How many runs expired somebody and came to their end."""
+        """How many runs expired accounts and succeeded."""
         return int(
             self.psql("SELECT count(*) FROM accounts_expiryrun WHERE status = 'succeeded' AND expired_count > 0")
         )
 
     def paths(self) -> set[str]:
-        """By which paths somebody was expired."""
+        """The paths that expired accounts."""
         return set(self.psql("SELECT DISTINCT path FROM accounts_expiryrun WHERE expired_count > 0").split())
 
     def wait_until_expired(self, count: int) -> None:
         wait_for(f"{count} accounts to expire", lambda: self.expired() >= count, seconds=90)
 
     def assert_expired_exactly_once(self, count: int) -> None:
-        """``count`` accounts are expired, the ledger says the same, and nobody else was touched."""
+        """Assert that ``count`` accounts are expired, that the ledger agrees, and that no other account changed."""
         left = self.psql("SELECT status, count(*) FROM accounts_account GROUP BY status ORDER BY status").split()
         assert left == [f"active|{PAYING}", f"trial_expired|{count}", f"trialing|{NOT_DUE}"]
         assert int(self.psql("SELECT sum(expired_count) FROM accounts_expiryrun")) == count

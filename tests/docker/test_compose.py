@@ -1,4 +1,4 @@
-"""docker-compose.yml as it is: each profile deploys one of the two paths."""
+"""docker-compose.yml, unchanged: each profile deploys one of the two paths."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.docker
 
 Compose = Callable[..., str]
 
-# No env file: nothing of the developer's own .env may change what is deployed.
+# No env file, so that the developer's own .env does not change the deployment.
 COMPOSE = ("docker", "compose", "--env-file", os.devnull)
 INSPECT = ("docker", "inspect")
 
@@ -33,7 +33,7 @@ def compose_plugin() -> None:
 
 @contextmanager
 def deployed(profile: str, **extra: str) -> Iterator[tuple[Compose, Deployment]]:
-    """The services of a profile, built, started and healthy; all of it is gone afterwards."""
+    """The services of a profile, built, started and healthy; removed afterwards."""
     environment = {
         **os.environ,
         "COMPOSE_PROJECT_NAME": f"trial-expiry-test-{secrets.token_hex(4)}",
@@ -79,14 +79,14 @@ def healthy_services(compose: Compose) -> set[str]:
 
 
 def inspect(compose: Compose) -> dict[str, dict[str, Any]]:
-    """What Docker knows of each container, by the name of its service."""
+    """Docker's inspection of each container, by the name of its service."""
     containers = compose("ps", "--all", "--quiet").split()
     found = json.loads(subprocess.run([*INSPECT, *containers], capture_output=True, check=True).stdout)
     return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
 
 
 def assert_locked_down(compose: Compose) -> None:
-    """Every container can write to memory and to its volumes only, has no privileges and no more than its share."""
+    """Every container is read-only except for memory and volumes, unprivileged, and has resource limits."""
     for service, container in inspect(compose).items():
         host = container["HostConfig"]
         assert host["ReadonlyRootfs"], service

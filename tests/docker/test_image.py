@@ -1,4 +1,4 @@
-"""The image as worker and beat: what containers do, and what is done to them, changes nothing in what expires."""
+"""The image as worker and beat: each account expires once, whatever happens to the containers."""
 
 import pytest
 from pytest_celery import CeleryTestContainer, CeleryTestWorker

@@ -1,4 +1,4 @@
-"""What fault tests share: customers, a gate that holds a slice at a known point, and the check each test ends in."""
+"""Fixtures of the fault tests: customers, a gate that blocks a slice at a known point, and the final check."""
 
 import os
 import signal
@@ -28,12 +28,12 @@ Row = tuple[Any, ...]
 
 
 class Customers:
-    """Accounts that are due and, beside them, one of every kind that no run may touch."""
+    """Accounts that are due, and one account of every kind that no run may change."""
 
     def __init__(self, due: int) -> None:
         now = timezone.now()
         for status in Account.Status:
-            # In every status but one a trial that is long over changes nothing; the trialing one has days left.
+            # Except for the trialing account, which has days left, their trials ended long ago, which has no effect.
             ended = timedelta(days=-5 if status == Account.TRIALING else 10)
             make_accounts(1, status=status, ended=ended, now=now)
         make_accounts(due, ended=timedelta(days=10), now=now)
@@ -48,10 +48,10 @@ class Customers:
         return set(self.due) <= set(expired)
 
     def assert_settled_by(self, next_run: Callable[[], Any]) -> None:
-        """Assert what every fault must come to with the next run, and the one ten minutes later: nothing is left.
+        """Assert the state after every fault, the next run, and the one ten minutes later.
 
-        Every due account has expired exactly once, no other was touched, the ledger's sums are true, and no run is
-        left running for ever.
+        Every due account has expired exactly once, no other changed, the ledger's sums are correct, and no run stays
+        running forever.
         """
         next_run()
         ExpiryRun.objects.filter(status=ExpiryRun.Status.RUNNING).update(heartbeat=F("heartbeat") - ledger.SILENT_FOR)
@@ -67,12 +67,12 @@ class Customers:
 
 @pytest.fixture
 def customers(transactional_db: None) -> Customers:
-    """Six due accounts, which make three slices of two, and the others."""
+    """Six due accounts, for three slices of two, and the others."""
     return Customers(due=6)
 
 
 def ticks_every_second(**options: Any) -> PeriodicTask:
-    """Put a tick into beat's schedule that comes every second."""
+    """Add an entry to beat's schedule that ticks every second."""
     every_second = IntervalSchedule.objects.create(every=1, period=IntervalSchedule.SECONDS)
     return PeriodicTask.objects.create(
         name="every second",
@@ -85,16 +85,16 @@ def ticks_every_second(**options: Any) -> PeriodicTask:
 
 @dataclass(frozen=True)
 class Tick:
-    """The next tick, as beat sends it."""
+    """Sends ticks as beat does."""
 
     send_task: Send
 
     def send(self) -> str:
-        """Send it, for slices of two accounts; answers with the task's id."""
+        """Send a tick, with slices of two accounts; returns the task's id."""
         return self.send_task("accounts.expire_trials", kwargs={"batch_size": 2}).id
 
     def __call__(self) -> ExpiryRun:
-        """Send it, and wait until its run has succeeded."""
+        """Send a tick, and wait until its run has succeeded."""
         return run_that_succeeds(self.send())
 
 
@@ -110,7 +110,7 @@ def run_that_succeeds(task_id: str) -> ExpiryRun:
 
 
 class Gate:
-    """Stands before one row: whoever updates it waits, inside the database, until the gate is opened."""
+    """A trigger on one row: an UPDATE of it waits, inside the database, until the gate is opened."""
 
     KEY = 1
     HOLD = f"PERFORM set_config('lock_timeout', '0', true); PERFORM pg_advisory_xact_lock_shared({KEY});"
@@ -120,15 +120,15 @@ class Gate:
         owner.execute("SELECT pg_advisory_lock(%s)", [self.KEY])
 
     def open(self) -> None:
-        """Let everybody pass, from now on."""
+        """Let all waiting and later updates continue."""
         self.owner.execute("SELECT pg_advisory_unlock_all()")
 
     def wait_until_held(self) -> None:
-        """Wait until somebody stands before the gate."""
+        """Wait until an UPDATE waits at the gate."""
         wait_for("somebody to be held", self._held)
 
     def turn_away(self) -> None:
-        """End the transactions that stand before the gate, as PostgreSQL will when it notices that a client died."""
+        """End the transactions that wait at the gate, as PostgreSQL does when it detects that a client died."""
         for (pid,) in self._held():
             self.owner.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
 
@@ -142,7 +142,7 @@ class Gate:
 @contextmanager
 def gate_before(row: Account | Notice, hold: str = Gate.HOLD) -> Iterator[Gate]:
     with (
-        trigger_on_update(row, hold),  # can be dropped once the gate, which goes first, lets everybody pass
+        trigger_on_update(row, hold),  # can be dropped after the gate, which is opened first
         psycopg.connect(**connection.get_connection_params(), autocommit=True) as owner,
     ):
         yield Gate(owner)
@@ -167,7 +167,7 @@ def kill(worker: subprocess.Popen[bytes]) -> None:
 
 @dataclass(frozen=True)
 class HeldRun:
-    """A run of three slices by one worker process: the first is done, the second is held, the third is queued."""
+    """A run of three slices by one worker: the first is done, the second waits at the gate, the third is queued."""
 
     worker: subprocess.Popen[bytes]
     gate: Gate
@@ -180,7 +180,7 @@ Hold = Callable[..., AbstractContextManager[HeldRun]]
 
 @pytest.fixture
 def held_run(customers: Customers, celery: Process, tick: Tick, tmp_path: Path) -> Hold:
-    """Start such a run, by a worker with the arguments that are given."""
+    """Start such a run with a worker that has the given arguments."""
 
     @contextmanager
     def hold(*arguments: str) -> Iterator[HeldRun]:

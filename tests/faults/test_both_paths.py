@@ -1,4 +1,4 @@
-"""The command beside Celery: at the same moment, and as its fallback."""
+"""The command and Celery: concurrently, and with the command as the fallback."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def test_command_and_celery_started_at_one_moment_expire_nothing_twice(
             customers = Customers(due=EACH)
             with psycopg.connect(**connection.get_connection_params()) as starter:
                 starter.execute("LOCK TABLE accounts_expiryrun IN EXCLUSIVE MODE")
-                # Slices of one are slow enough for Celery to come in between.
+                # Slices of one account are slow enough for Celery to run concurrently.
                 command = cron.submit(manage_py, "expire_trials", "--batch-size=1")
                 task = send("accounts.expire_trials", kwargs={"batch_size": 20})
                 wait_for("both to stand at the start", lambda: waiting_for_the_ledger(starter) == 2)

@@ -1,4 +1,4 @@
-"""A broker that is restarted, with and without what it knew, or that stops answering."""
+"""A broker that is restarted, with and without its data, or that stops answering."""
 
 import json
 import os
@@ -41,7 +41,7 @@ IMPATIENT = ("--", f"broker.transport_options=(json){json.dumps(TENTH)}")
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A broker of the test's own, which writes down what it is told before it answers."""
+    """A separate broker, which stores each command on disk before it answers."""
     always = {"appendonly": "yes", "appendfsync": "always"}
     with ValkeyServer(port=free_port(), data_dir=tmp_path / "broker", config=always) as server:
         yield server
@@ -83,7 +83,7 @@ def test_a_broker_restarted_without_its_data_costs_a_wait_for_the_next_tick(
 
 @contextmanager
 def frozen(server: ValkeyServer) -> Iterator[None]:
-    """The broker holds its connections and answers nothing."""
+    """The broker keeps its connections open and answers nothing."""
     pid = redis.Redis(port=server.port).info()["process_id"]
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -100,7 +100,7 @@ def test_beat_and_worker_go_on_after_the_broker_was_frozen(
         wait_for("a first run", ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).first)
         with frozen(server):
             customers = Customers(due=6)
-            # Without a timeout beat would wait, silently, for an answer that may never come.
+            # Without a timeout beat would wait forever, without a log line.
             wait_for_line(tmp_path / "beat.log", "Couldn't apply scheduled task", seconds=60)
 
         wait_for("runs after the thaw", customers.have_expired, seconds=60)

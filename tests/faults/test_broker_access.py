@@ -1,4 +1,4 @@
-"""The broker's user in docker-compose.yml may do all that worker and beat need, in a fault too, and nothing else."""
+"""The broker's user in docker-compose.yml has the permissions that worker and beat need, even in a fault, and no others."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ COMPOSE = (settings.BASE_DIR / "docker-compose.yml").read_text()
 
 @pytest.fixture
 def administrator() -> Iterator[redis.Redis]:
-    """A Redis as docker-compose.yml sets it up, by a connection that may do everything."""
+    """A Redis configured as in docker-compose.yml, with a connection that has all permissions."""
     rules = re.search(r'"user trials on >\$\$REDIS_PASSWORD (.+?)"', COMPOSE, re.DOTALL)
     assert rules
     with servers.valkey() as url, redis.Redis.from_url(url, decode_responses=True) as connection:

@@ -1,4 +1,4 @@
-"""A broker behind TLS, rediss://: its certificate is checked, and nothing is sent to one that shows a wrong one."""
+"""A broker with TLS, rediss://: its certificate is verified, and nothing is sent when it is wrong."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ WORKER = ("worker", "--concurrency=1", "--loglevel=INFO")
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The certificate of a private authority, and beside it, in server.pem, one that it gave to localhost."""
+    """The certificate of a private authority and, in server.pem beside it, one that it issued for localhost."""
     directory = tmp_path_factory.mktemp("certificates")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(directory / "authority.pem")
@@ -29,7 +29,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tls_broker(broker: str, authority: Path, tmp_path: Path) -> Iterator[str]:
-    """The URL of the tests' broker behind TLS."""
+    """The URL of the tests' broker with TLS."""
     port = servers.free_port()
     arguments = (str(port), str(urlsplit(broker).port), str(authority.with_name("server.pem")))
     with servers.process("-m", "tests.tls_server", *arguments, env={}, log=tmp_path / "tls.log"):

@@ -1,4 +1,4 @@
-"""A PostgreSQL that crashes in the middle of a run, or is not there when a run is due."""
+"""A PostgreSQL that crashes during a run, or is down when a run is due."""
 
 import subprocess
 import sys
@@ -34,14 +34,14 @@ pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(tr
 
 
 class Postgres:
-    """A PostgreSQL server of these tests' own, to be crashed."""
+    """A separate PostgreSQL server for these tests, which crash it."""
 
     def __init__(self, server: PostgresServer) -> None:
         self.server = server
         self.url = server.get_uri()
 
     def crash(self) -> None:
-        """Stop it without any clean-up; what it does at its next start is recovery from a crash."""
+        """Stop it without a clean shutdown; at its next start it recovers from a crash."""
         connection.close()
         arguments = ("-w", "-D", str(self.server.pgdata), "-m", "immediate", "stop")
         pgexec("pg_ctl", arguments, bin_path=self.server.bin_path, user=self.server.system_user)
@@ -68,7 +68,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture
 def postgres(transactional_db: None, migrated: Postgres) -> Iterator[Postgres]:
-    """The server, empty, and this process's connection turned to it for the test."""
+    """The server with an empty database, to which this process connects during the test."""
     the_others = connection.settings_dict
     connection.close()
     connection.settings_dict = {**the_others, **Env.db_url_config(migrated.url)}

@@ -1,4 +1,4 @@
-"""A Redis that is full, and that is told to refuse rather than to evict: ``maxmemory-policy noeviction``."""
+"""A Redis that is full and refuses commands instead of evicting keys: ``maxmemory-policy noeviction``."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

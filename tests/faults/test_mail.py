@@ -1,4 +1,4 @@
-"""Mails through a server that is slow, cuts off, refuses, dies and comes back, sent by processes that are killed."""
+"""Mails to a server that is slow, disconnects, refuses, crashes and restarts, from processes that are killed."""
 
 import os
 import signal
@@ -29,9 +29,9 @@ DAY, SECOND = timedelta(days=1), timedelta(seconds=1)
 
 
 class BadMailServer:
-    """A mail server with something against every fifth address, the first time it hears of it. It can die.
+    """A mail server that fails for every fifth address, the first time it receives it, and that can be killed.
 
-    It remembers over its lives, all on one port, what it was asked and what it took.
+    After a restart, on the same port, it still knows the addresses it received and the mails it accepted.
     """
 
     AT_RECIPIENT: Mapping[int, str] = {1: "450 4.2.1 mailbox busy", 6: "550 5.1.1 no such user", 11: "drop"}
@@ -59,7 +59,7 @@ class BadMailServer:
         return answer
 
     def wait_for_mails(self, count: int) -> None:
-        """Wait until it has taken so many more."""
+        """Wait until it has accepted that many more mails."""
         enough = self.taken() + count
         wait_for(f"{enough} mails", lambda: self.taken() >= enough, seconds=60)
 
@@ -67,7 +67,7 @@ class BadMailServer:
         return sum(len(mailbox.received) for mailbox in self.lives)
 
     def assert_everybody_was_told(self, *, repeats: range) -> None:
-        """Every mail that is owed is on record as sent, and was taken; with a Message-ID of its own."""
+        """Assert that every owed mail is recorded as sent and was accepted, with its own Message-ID."""
         assert set(Notice.objects.values_list("status", flat=True)) == {Notice.Status.SENT}
         mails = Counter((mail["To"], mail["Message-ID"]) for life in self.lives for mail in life.mails)
         assert sorted(to for to, _ in mails) == sorted(Notice.objects.values_list("account__user__email", flat=True))
@@ -92,12 +92,12 @@ Command = Callable[[], AbstractContextManager[subprocess.Popen[bytes]]]
 
 @pytest.fixture
 def command(environment: Mapping[str, str], notices_on: None, tmp_path: Path) -> Command:
-    """``./manage.py send_trial_notices``, running beside the test."""
+    """``./manage.py send_trial_notices``, running concurrently with the test."""
     return lambda: servers.process("manage.py", "send_trial_notices", env=environment, log=tmp_path / "command.log")
 
 
 def owe(count: int) -> None:
-    """Half of the mails that a trial has ended, half that it ends tomorrow; all are queued."""
+    """Queue mails: half say that a trial has ended, half that it ends tomorrow."""
     now = timezone.now()
     make_accounts(count // 2, ended=10 * DAY, now=now)
     services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
@@ -106,9 +106,9 @@ def owe(count: int) -> None:
 
 
 def hours_pass() -> None:
-    """What was refused or put off is due for its next attempt, and what a process had in hand that died.
+    """Make mails due for their next attempt that were refused or deferred, or whose process died.
 
-    Not what a living process has in hand: the mail server here answers within seconds.
+    Except those that a living process has claimed: the mail server here answers within seconds.
     """
     now = timezone.now()
     living = Notice.objects.pending().filter(claimed__gt=now - 15 * SECOND)
@@ -120,7 +120,7 @@ def no_mail_is_in_hand() -> bool:
 
 
 def send_the_rest(manage_py: ManagePy, send: Send | None = None) -> None:
-    """Tick after tick until nothing is owed. Three mails put off in a row end a delivery, so one is not enough."""
+    """Send ticks until no mail is owed. One is not enough, because three deferred mails in a row end a delivery."""
     for _ in range(40):
         wait_for("who has a mail in hand to be done or dead", no_mail_is_in_hand)
         hours_pass()
@@ -133,7 +133,7 @@ def send_the_rest(manage_py: ManagePy, send: Send | None = None) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> int:
-    """Kill a process and its children; returns how many of them can have had a mail in hand."""
+    """Kill a process and its children; returns how many of them may have been sending a mail."""
     children = len(psutil.Process(process.pid).children())
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -180,7 +180,7 @@ def test_a_mail_server_that_dies_and_comes_back_has_nothing_repeated(
             with server.alive():
                 crons = [running.enter_context(command()) for _ in range(2)]
                 server.wait_for_mails(30)
-            assert [cron.wait(60) for cron in crons] == [1, 1]  # it died under them
+            assert [cron.wait(60) for cron in crons] == [1, 1]  # it died during the delivery
         hours_pass()
     with server.alive():
         send_the_rest(manage_py)
@@ -196,7 +196,7 @@ def test_a_process_killed_before_its_answer_is_recorded_repeats_one_mail(
     recorded = f"IF NEW.status = 'sent' THEN {Gate.HOLD} END IF;"
 
     with server.alive():
-        server.lives[0].on_rcpt = server.lives[0].on_data = lambda address: None  # it can be good, too
+        server.lives[0].on_rcpt = server.lives[0].on_data = lambda address: None  # from here on it accepts every mail
         with gate_before(first, recorded) as gate, command() as cron:
             gate.wait_until_held()
             assert kill(cron) == 1
@@ -220,12 +220,12 @@ def test_a_process_killed_before_its_answer_is_recorded_repeats_one_mail(
     assert [told[notice.account.user.email] for notice in (first, second)] == [2, 2]
 
 
-# --- Told to stop ---
+# --- Stop signals ---
 
 
 @pytest.fixture
 def slow_server(server: BadMailServer) -> Iterator[BadMailServer]:
-    """A mail server that takes half a second for each mail, and has nothing against any."""
+    """A mail server that takes half a second for each mail and accepts all."""
     with server.alive():
         mailbox = server.lives[0]
         mailbox.on_rcpt = mailbox.on_data = lambda address: None
@@ -234,8 +234,8 @@ def slow_server(server: BadMailServer) -> Iterator[BadMailServer]:
 
 
 def assert_that_the_mail_in_hand_was_the_last(server: BadMailServer, before: int, processes: int) -> None:
-    """Every mail that the server took is on record as sent, and no notice is left in hand."""
-    assert server.taken() <= before + 2 * processes  # one in hand, and one that was begun as the signal was sent
+    """Assert that every mail that the server accepted is recorded as sent, and no notice is claimed."""
+    assert server.taken() <= before + 2 * processes  # the current one, and one started before the signal
     assert Notice.objects.filter(status=Notice.Status.SENT).count() == server.taken()
     assert not Notice.objects.pending().exclude(claimed=None, attempts=0)
 

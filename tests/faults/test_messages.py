@@ -1,4 +1,4 @@
-"""Messages doubled, late, piled up, and lost."""
+"""Messages that are delivered twice, late, in bulk, or lost."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -61,7 +61,7 @@ def test_a_tick_and_slices_delivered_twice_expire_nothing_twice(
     assert double_what_is_queued() == 1
     with gate_before(customers.due[0]) as gate, celery("worker", "--concurrency=1"):
         gate.wait_until_held()
-        # Of two runs with three slices each, all but the one that is held.
+        # All slices of two runs with three slices each, except the one that waits at the gate.
         assert double_what_is_queued() == 5
         gate.open()
 

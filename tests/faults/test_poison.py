@@ -1,4 +1,4 @@
-"""Messages that are none: each is rejected and logged in one line, and the worker goes on."""
+"""Malformed messages: each is rejected and logged in one line, and the worker continues."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ EMBED: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "ch
 def envelope(
     body: object = None, *, raw_body: Any = None, headers: Any = None, properties: Any = None, **parts: Any
 ) -> str:
-    """A message as Celery puts it into a Redis list, changed as given; a header or property of None is left out."""
+    """A message as Celery stores it in a Redis list, with changes; a header or property of None is omitted."""
     task_id = str(uuid4())
     text = json.dumps([[], {"batch_size": 2}, EMBED] if body is None else body).encode()
     message: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM of every command: the slice in hand is finished, the rest is left, and one line says so."""
+"""Ctrl-C and SIGTERM for every command: it finishes its current slice, leaves the rest, and prints one line."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ pytestmark = [
 
 @contextmanager
 def started(environment: Mapping[str, str], *arguments: str, **extra: str) -> Iterator[subprocess.Popen[str]]:
-    """``manage.py`` as a process that must be stopped, with one line and exit code 130, within the block."""
+    """Run ``manage.py``, which the block must stop; asserts one line on stderr and exit code 130."""
     with subprocess.Popen(
         [sys.executable, "manage.py", *arguments],
         cwd=settings.BASE_DIR,
@@ -57,7 +57,7 @@ def test_a_run_told_to_stop_finishes_the_slice_in_hand(
         gate_before(customers.due[2]) as gate,
         started(environment, "expire_trials", "--batch-size=2") as process,
     ):
-        gate.wait_until_held()  # of three slices the first is done, the second is in hand
+        gate.wait_until_held()  # the first of three slices is done, the second is in progress
         process.send_signal(how)
         gate.open()
         assert_stopped(process, "What it expired stays expired; the next run takes the rest.")
@@ -114,7 +114,7 @@ def test_a_second_signal_stops_a_run_at_once(
         process.send_signal(how)
         process.send_signal(
             signal.SIGTERM if how == signal.SIGINT else signal.SIGINT
-        )  # two of a kind may arrive as one
+        )  # two pending signals of one kind are delivered as one
         assert_stopped(process, "What it expired stays expired; the next run takes the rest.")
 
     run = ExpiryRun.objects.get()

@@ -1,4 +1,4 @@
-"""An undo killed in the middle, and an undo of a run whose slices are still in the queue."""
+"""An undo that is killed, and an undo of a run whose slices are still in the queue."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def test_undoing_a_run_whose_slices_are_in_the_queue_stops_them(
     with celery("worker", "--concurrency=1", "--loglevel=info"):
         with gate_before(customers.due[2]) as gate:
             task_id = tick.send()
-            gate.wait_until_held()  # of three slices one is done, one is held, and one is in the queue
+            gate.wait_until_held()  # of three slices one is done, one waits at the gate, and one is in the queue
             run = ExpiryRun.objects.get(task_id=task_id)
 
             undo = manage_py("undo_expiry", str(run.pk))

@@ -1,4 +1,4 @@
-"""Workers killed and stopped in the middle of a run."""
+"""Workers that are killed or stopped during a run."""
 
 import signal
 import subprocess

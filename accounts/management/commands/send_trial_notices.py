@@ -60,7 +60,7 @@ class Command(TrialCommand):
             raise CommandError("--as-of needs --dry-run: a mail speaks of today.", returncode=BAD_INPUT)
         now = as_of or timezone.now()
         if not settings.TRIAL_NOTICES:
-            self.say("TRIAL_NOTICES is off: nobody is told anything.")
+            self.say("TRIAL_NOTICES is off: no mail is sent.")
         if dry_run:
             self.say_what_would_happen(now, max_notices=max_notices)
         elif settings.TRIAL_NOTICES:

@@ -48,7 +48,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, accounts: int, seed: int, **options: Any) -> None:
         if accounts < 100:
-            raise CommandError(f"--accounts must be at least 100 to be worth a look, not {accounts}.")
+            raise CommandError(f"--accounts must be at least 100, not {accounts}.")
         if settings.SETTINGS_MODULE != SETTINGS:
             restart_with_the_settings_of_the_demo(accounts=accounts, seed=seed)
         for number in servers.stop_signals():
