@@ -1,4 +1,4 @@
-"""The broker's user in docker-compose.yml has the permissions that worker and beat need, even in a fault, and no others."""
+"""The broker's user in docker-compose.yml has the permissions that worker and beat need, in a fault too; no others."""
 
 import re
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""Put the hourly ticks of ``accounts`` into beat's schedule.
+"""Add the hourly entries of ``accounts`` to beat's schedule.
 
-``get_or_create``: an entry of the same name that is there already, edited or not, stays as it is.
+``get_or_create``: an existing entry of the same name, edited or not, does not change.
 """
 
 from django.db import migrations
@@ -17,7 +17,7 @@ ENTRIES = {
     },
     "Send trial notices": {
         "task": "accounts.send_trial_notices",
-        # Half an hour after the expiry, which sends the mails itself at the end of a run that expired somebody.
+        # Half an hour after the expiry, which already sends the mails at the end of a run that expired accounts.
         "minute": "30",
         "description": "Reminds customers before their trial ends and tells them when it has, if TRIAL_NOTICES is "
         "on. Yours to edit: migrations never overwrite it.",
@@ -25,8 +25,8 @@ ENTRIES = {
 }
 
 
-def tell_a_running_beat(apps: StateApps) -> None:
-    """The models of a migration send no signals, so this tells beat that the schedule changed."""
+def notify_beat(apps: StateApps) -> None:
+    """Make a running beat reload its schedule, because the models of a migration send no signals."""
     apps.get_model("django_celery_beat", "PeriodicTasks").objects.update_or_create(
         ident=1, defaults={"last_update": timezone.now()}
     )
@@ -34,8 +34,8 @@ def tell_a_running_beat(apps: StateApps) -> None:
 
 def add(apps: StateApps, schema_editor: BaseDatabaseSchemaEditor) -> None:
     for name, entry in ENTRIES.items():
-        # hour="*" and UTC: beat loads a fixed hour only when it is near, so it would not catch up a tick that it missed
-        # while it was down; and in local time an hour is skipped or doubled when the clocks change.
+        # hour="*", because beat loads a fixed hour only when it is near, so it would not send a tick that it missed while
+        # it was down. UTC, because a schedule in local time skips or repeats an hour when the clocks change.
         hourly, _ = apps.get_model("django_celery_beat", "CrontabSchedule").objects.get_or_create(
             minute=entry["minute"], hour="*", day_of_week="*", day_of_month="*", month_of_year="*", timezone="UTC"
         )
@@ -44,17 +44,17 @@ def add(apps: StateApps, schema_editor: BaseDatabaseSchemaEditor) -> None:
             defaults={
                 "task": entry["task"],
                 "crontab": hourly,
-                # A message that found no worker for this long is dropped: the next tick is about to come.
+                # A message that no worker received for this long is dropped, because the next tick follows soon.
                 "expire_seconds": 55 * 60,
                 "description": entry["description"],
             },
         )
-    tell_a_running_beat(apps)
+    notify_beat(apps)
 
 
 def remove(apps: StateApps, schema_editor: BaseDatabaseSchemaEditor) -> None:
     apps.get_model("django_celery_beat", "PeriodicTask").objects.filter(name__in=ENTRIES).delete()
-    tell_a_running_beat(apps)
+    notify_beat(apps)
 
 
 class Migration(migrations.Migration):
