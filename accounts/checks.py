@@ -143,7 +143,7 @@ WITH_NOTICES_ON = [
         "E007",
         "EMAIL_TIMEOUT",
         lambda value: type(value) in {int, float} and 0 < value <= 600,
-        "a number of seconds above 0 and up to 600: without it a silent mail server holds a process for ever",
+        "a number of seconds above 0 and up to 600: without it a silent mail server blocks a process forever",
     ),
     Rule(
         "E007",

@@ -61,7 +61,7 @@ class Delivery:
     """Permanently refused, without a usable address, or impossible to compose; retried later."""
     given_up: int = 0
     """Failed for the last time."""
-    put_off: int = 0
+    deferred: int = 0
     """Temporarily refused, disconnected, or failed for a reason that this mail did not cause; retried later."""
     trouble: str = ""
     """What is wrong with the mail server, when that ended the delivery early."""
@@ -71,7 +71,7 @@ class Delivery:
     @property
     def taken_up(self) -> int:
         """How many notices this delivery claimed."""
-        return self.sent + self.skipped + self.refused + self.given_up + self.put_off
+        return self.sent + self.skipped + self.refused + self.given_up + self.deferred
 
     def __str__(self) -> str:
         numbers = {name: number for name, number in asdict(self).items() if name not in {"trouble", "finished"}}
@@ -119,10 +119,10 @@ def deliver_notices(
                 break
             outcome = _deliver(notice, mailer, clock, interrupts)
             setattr(delivery, outcome, getattr(delivery, outcome) + 1)
-            if outcome == "put_off":
+            if outcome == "deferred":
                 in_a_row += 1
                 if in_a_row == TROUBLE_IN_A_ROW:
-                    delivery.trouble = f"The mail server put off {in_a_row} mails in a row; see their notices for why."
+                    delivery.trouble = f"The mail server deferred {in_a_row} mails in a row; see their notices for why."
                     break
             elif outcome != "skipped":
                 in_a_row = 0
@@ -211,9 +211,9 @@ def _still_owed(claim: Notice, now: datetime) -> Notice | None:
 
 
 def _record_failure(claim: Notice, error: Exception, failure: Failure, now: datetime) -> str:
-    attempts = claim.attempts + (failure != Failure.PUT_OFF)
+    attempts = claim.attempts + (failure != Failure.DEFERRED)
     given_up = attempts >= MAX_ATTEMPTS
-    wait = {Failure.REFUSED: backoff(attempts), Failure.UNANSWERED: LEASE, Failure.PUT_OFF: RETRY_AFTER}[failure]
+    wait = {Failure.REFUSED: backoff(attempts), Failure.UNANSWERED: LEASE, Failure.DEFERRED: RETRY_AFTER}[failure]
     _record(
         claim,
         attempts=attempts,
@@ -221,7 +221,7 @@ def _record_failure(claim: Notice, error: Exception, failure: Failure, now: date
         status=Notice.Status.GIVEN_UP if given_up else Notice.Status.PENDING,
         last_error=reason(error),
     )
-    outcome = "given_up" if given_up else "refused" if failure == Failure.REFUSED else "put_off"
+    outcome = "given_up" if given_up else "refused" if failure == Failure.REFUSED else "deferred"
     # Without the text of the error, which may contain an address.
     logger.info(Fields("deliver_notices", notice=claim.pk, outcome=outcome, error=type(error).__name__))
     return outcome

@@ -28,7 +28,7 @@ class Failure(Enum):
     """The server permanently refused this mail or its address."""
     UNANSWERED = auto()
     """The mail was sent, and no answer came. It may have arrived; SMTP has no command to find out."""
-    PUT_OFF = auto()
+    DEFERRED = auto()
     """The mail did not arrive, for a temporary reason that it did not cause."""
 
 
@@ -67,7 +67,7 @@ def meaning(error: Exception) -> Failure:
     """Classify an error that ``send`` raised."""
     if _is_refusal(error):
         return Failure.REFUSED
-    return Failure.UNANSWERED if _is_unanswered(error) else Failure.PUT_OFF
+    return Failure.UNANSWERED if _is_unanswered(error) else Failure.DEFERRED
 
 
 def was_dropped(error: Exception) -> bool:

@@ -58,7 +58,7 @@ class TrialExpiry:
         """Yield the metrics of the runs, by path."""
         by_status = GaugeMetricFamily(
             "trial_expiry_runs",
-            "Runs in the ledger. No counter: a run changes its status, and old ones that expired nobody are pruned.",
+            "Runs in the ledger. A gauge: a run changes its status, and old ones that expired none are pruned.",
             labels=["path", "status"],
         )
         last = GaugeMetricFamily(
@@ -101,7 +101,7 @@ class TrialExpiry:
         """The number of notices by status."""
         by_status = GaugeMetricFamily(
             "trial_expiry_notices",
-            "Notices by status. No counter: a notice changes its status, and old ones are pruned.",
+            "Notices by status. A gauge: a notice changes its status, and old ones are pruned.",
             labels=["status"],
         )
         counts = dict(Notice.objects.order_by().values_list("status").annotate(Count("pk")))

@@ -207,7 +207,7 @@ class DeletesTheRun(Terminal):
     ("command", "lasting"),
     [
         ("expire_trials", "What it expired stays expired; the next run takes the rest."),
-        ("undo_expiry", "What it put back stays so; run it again to go on."),
+        ("undo_expiry", "What it put back stays on trial; run it again for the rest."),
     ],
 )
 def test_a_run_that_is_deleted_under_its_command_is_told_in_a_sentence(command: str, lasting: str) -> None:

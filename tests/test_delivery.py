@@ -315,10 +315,10 @@ def test_a_mail_put_off_is_tried_again_in_15_minutes_and_never_given_up(now: dat
     notices.queue_notices(now=now)
     on_rcpt(mailbox, account, "450 4.2.1 mailbox busy")
 
-    assert deliver_notices(now=now) == Delivery(sent=1, put_off=1, finished=True)
+    assert deliver_notices(now=now) == Delivery(sent=1, deferred=1, finished=True)
     for quarter in range(1, 10):
         moment = now + quarter * RETRY_AFTER + quarter * SECOND
-        assert deliver_notices(now=moment) == Delivery(put_off=1, finished=True)
+        assert deliver_notices(now=moment) == Delivery(deferred=1, finished=True)
 
     notice = Notice.objects.get(account=account)
     assert (notice.status, notice.attempts, notice.last_error) == ("pending", 0, "450 4.2.1 mailbox busy")
@@ -349,8 +349,8 @@ def test_three_mails_put_off_in_a_row_end_the_delivery(
 
     delivery = deliver_notices(now=now)
 
-    assert (delivery.put_off, delivery.taken_up, delivery.finished) == (3, 3, False)
-    assert delivery.trouble == "The mail server put off 3 mails in a row; see their notices for why."
+    assert (delivery.deferred, delivery.taken_up, delivery.finished) == (3, 3, False)
+    assert delivery.trouble == "The mail server deferred 3 mails in a row; see their notices for why."
     assert Notice.objects.deliverable(now).count() == 2
     assert Notice.objects.pending().filter(attempts=0).count() == (2 if attempts else 5)
     assert Notice.objects.pending().filter(attempts=attempts, claimed=None, next_attempt__gt=now).count() == 3
@@ -410,7 +410,7 @@ def test_a_mail_without_an_answer_in_time_is_sent_again_hours_later(
     make_accounts(2, ended=-DAY / 2, now=now)
     notices.queue_notices(now=now)
 
-    assert deliver_notices(now=now) == Delivery(sent=1, put_off=1, finished=True)
+    assert deliver_notices(now=now) == Delivery(sent=1, deferred=1, finished=True)
     slow.set()
     wait_for("the server to have taken the mail after all", lambda: len(mailbox.received) == 2)
 
@@ -436,9 +436,9 @@ def test_a_server_that_cuts_off_after_a_mail_receives_it_five_times(now: datetim
 
     bad_address = bad.user.email
     mailbox.on_data = take_and_cut
-    assert deliver_notices(now=now) == Delivery(sent=1, put_off=1, finished=True)
+    assert deliver_notices(now=now) == Delivery(sent=1, deferred=1, finished=True)
     for attempt in range(2, MAX_ATTEMPTS):
-        assert deliver_notices(now=now + attempt * (LEASE + HOUR)) == Delivery(put_off=1, finished=True)
+        assert deliver_notices(now=now + attempt * (LEASE + HOUR)) == Delivery(deferred=1, finished=True)
     assert deliver_notices(now=now + 2 * DAY) == Delivery(given_up=1, finished=True)
 
     assert deliver_notices(now=now + 3 * DAY) == Delivery(finished=True)
@@ -502,7 +502,7 @@ def test_a_fault_in_the_mail_backend_counts_against_no_mail(
     notices.queue_notices(now=now)
     on_data(mailbox, second, "554 5.7.1 it looks like spam")
 
-    assert deliver_notices(now=now) == Delivery(put_off=1, refused=1, finished=True)
+    assert deliver_notices(now=now) == Delivery(deferred=1, refused=1, finished=True)
 
     notice = Notice.objects.get(account=first)
     assert (notice.status, notice.attempts, notice.last_error) == ("pending", 0, "KeyError: 'api_key'")
@@ -536,9 +536,9 @@ class HttpBackend(BaseEmailBackend):
         (ApiError(400), Delivery(refused=1, finished=True)),
         (ApiError(422), Delivery(refused=1, finished=True)),
         (AnymailRecipientsRefused("All message recipients were rejected"), Delivery(refused=1, finished=True)),
-        (ApiError(401), Delivery(put_off=1, finished=True)),
-        (ApiError(429), Delivery(put_off=1, finished=True)),
-        (ApiError(503), Delivery(put_off=1, finished=True)),
+        (ApiError(401), Delivery(deferred=1, finished=True)),
+        (ApiError(429), Delivery(deferred=1, finished=True)),
+        (ApiError(503), Delivery(deferred=1, finished=True)),
     ],
     ids=["bad request", "unprocessable", "recipients", "our key", "too many", "away"],
 )
@@ -574,7 +574,7 @@ def test_a_mail_may_have_arrived_only_when_the_provider_was_reached(
     expired(now)
     notices.queue_notices(now=now)
 
-    assert deliver_notices(now=now) == Delivery(put_off=1, finished=True)
+    assert deliver_notices(now=now) == Delivery(deferred=1, finished=True)
     notice = Notice.objects.get()
     assert notice.attempts == attempts
     assert (notice.next_attempt > now + HOUR) == (attempts == 1)
@@ -809,7 +809,7 @@ def test_a_notice_that_is_locked_is_passed_over_and_the_next_one_taken(now: date
     notices.queue_notices(now=now)
     first = Notice.objects.deliverable(now)[0]
     with connection.cursor() as cursor:
-        cursor.execute("SET lock_timeout = '2s'")  # for whoever would wait
+        cursor.execute("SET lock_timeout = '2s'")  # a statement that waits for the lock fails
     with psycopg.connect(**connection.get_connection_params()) as other:
         other.execute("SELECT id FROM accounts_notice WHERE id = %s FOR UPDATE", [first.pk])
 

@@ -40,7 +40,7 @@ def owed(db: None) -> None:
 
 ALL_SENT = """\
 Queued 3 notice(s): 2 ending soon, 1 ended
-Delivered: 3 sent, 0 skipped, 0 refused, 0 given up, 0 put off; 0 wait
+Delivered: 3 sent, 0 skipped, 0 refused, 0 given up, 0 deferred; 0 wait
 """
 
 
@@ -105,7 +105,7 @@ def test_a_dry_run_tells_who_would_be_reminded_at_another_moment() -> None:
 
 @pytest.mark.usefixtures("owed")
 def test_what_a_limit_leaves_stays_queued_for_the_next_run(mailbox: Mailbox) -> None:
-    assert run("--limit=2").endswith("Delivered: 2 sent, 0 skipped, 0 refused, 0 given up, 0 put off; 1 wait\n")
+    assert run("--limit=2").endswith("Delivered: 2 sent, 0 skipped, 0 refused, 0 given up, 0 deferred; 1 wait\n")
     assert "1 sent" in run()
     assert len(set(mailbox.recipients)) == 3
 

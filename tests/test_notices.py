@@ -208,7 +208,7 @@ def test_the_fuse_counts_what_is_new_and_what_waits_and_queues_nothing(now: date
 def test_a_mail_that_fell_due_before_the_cutoff_is_neither_queued_nor_sent(
     now: datetime, mailbox: Mailbox, settings: Settings, since: timedelta, count: int
 ) -> None:
-    trialing(7 * DAY, now)  # the reminder falls due now
+    trialing(7 * DAY, now)  # the reminder becomes due now
     trialing(-DAY, now)  # and this trial's grace ends now
     services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now + HOUR)
     notices.queue_notices(now=now + HOUR)
@@ -228,7 +228,7 @@ def test_a_mail_that_fell_due_before_the_cutoff_is_neither_queued_nor_sent(
 def test_an_account_that_is_being_deleted_keeps_no_other_from_being_queued(now: datetime) -> None:
     deleted, kept = trialing(DAY, now), trialing(DAY, now)
     with connection.cursor() as cursor:
-        cursor.execute("SET lock_timeout = '2s'")  # for whoever would wait
+        cursor.execute("SET lock_timeout = '2s'")  # a statement that waits for the lock fails
     try:
         with psycopg.connect(**connection.get_connection_params()) as other:
             other.execute("DELETE FROM accounts_account WHERE id = %s", [deleted.pk])

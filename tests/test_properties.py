@@ -50,7 +50,7 @@ actions = st.one_of(
     st.tuples(st.just("slice"), st.integers(0, 9)),  # any planned slice: in any order, again, or never
     st.tuples(st.just("finish"), st.integers(0, 3)),
     st.tuples(st.just("run"), st.integers(1, 3)),  # a run from start to end
-    st.tuples(st.just("undo"), st.integers(0, 5)),  # any run: under way, finished, or undone before
+    st.tuples(st.just("undo"), st.integers(0, 5)),  # any run: running, finished, or undone before
     st.tuples(st.just("undo_and_extend"), st.integers(0, 5)),
     st.tuples(st.just("pay"), accounts_),
     st.tuples(st.just("cancel"), accounts_),

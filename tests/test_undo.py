@@ -468,7 +468,7 @@ def test_a_run_undone_while_the_command_runs_it_ends_the_command_in_error(monkey
     make_accounts(1, ended=10 * DAY, now=timezone.now())
     monkeypatch.setattr(services, "run_in_turn", undo_it_meanwhile)
 
-    with pytest.raises(CommandError, match=r"^Run \d+ was undone by ann while it was under way\.$"):
+    with pytest.raises(CommandError, match=r"^Run \d+ was undone by ann while it was running\.$"):
         call_command("expire_trials", stdout=StringIO())
 
 

@@ -33,7 +33,7 @@ def test_a_run_whose_worker_is_killed_is_finished_by_the_next_tick(
 ) -> None:
     deployment.add_due(MANY)
     deployment.send_a_run_of_many_messages()
-    wait_for("the run to be under way", deployment.expired)
+    wait_for("the run to expire the first accounts", deployment.expired)
 
     celery_worker.kill()
 
@@ -51,7 +51,7 @@ def test_a_new_release_takes_over_in_mid_run_and_loses_no_message(
 ) -> None:
     deployment.add_due(MANY)
     deployment.send_a_run_of_many_messages()
-    wait_for("the run to be under way", deployment.expired)
+    wait_for("the run to expire the first accounts", deployment.expired)
 
     celery_worker.kill("SIGTERM")
     wait_for("the old worker to leave", lambda: is_gone(celery_worker), seconds=40)

@@ -156,7 +156,7 @@ REDELIVER_AT_ONCE = (
     'broker.transport_options=(json){"visibility_timeout": 1, "unacked_restore_interval": 1,'
     ' "unacked_restore_throttle": 1}',
 )
-"""Arguments of a worker that hands out again what nobody has acknowledged for a second."""
+"""Arguments of a worker that redelivers what is not acknowledged for a second."""
 
 
 def kill(worker: subprocess.Popen[bytes]) -> None:

@@ -77,7 +77,7 @@ def test_an_undo_told_to_stop_finishes_the_slice_in_hand(
         gate.wait_until_held()
         process.send_signal(how)
         gate.open()
-        assert_stopped(process, "What it put back stays so; run it again to go on.")
+        assert_stopped(process, "What it put back stays on trial; run it again for the rest.")
 
     run.refresh_from_db()
     assert (run.status, run.undone_count, run.accounts.count()) == (ExpiryRun.Status.UNDONE, 4, 2)
@@ -88,7 +88,7 @@ def test_an_undo_told_to_stop_finishes_the_slice_in_hand(
     [
         ("check_expiry", "It changed nothing."),
         ("send_trial_notices", "What was sent is on record; the next run sends the rest."),
-        ("undo_expiry 1", "What it put back stays so; run it again to go on."),
+        ("undo_expiry 1", "What it put back stays on trial; run it again for the rest."),
         ("expire_trials --dry-run", "What it expired stays expired; the next run takes the rest."),
     ],
 )

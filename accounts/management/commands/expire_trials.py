@@ -75,7 +75,7 @@ class Command(TrialCommand):
                 run_slices=partial(services.run_in_turn, after_slice=after_slice),
             )
         if run.status == ExpiryRun.Status.UNDONE:
-            raise CommandError(f"Run {run.pk} was undone by {run.undone_by} while it was under way.")
+            raise CommandError(f"Run {run.pk} was undone by {run.undone_by} while it was running.")
         self.say(f"Expired {run.expired_count} trial(s)")
         took = f"{run.slice_count} slice(s), the longest {run.longest_slice.total_seconds():.3f} s"
         self.say(f"Run {run.pk}: {run.due_count} due as of {run.as_of:%Y-%m-%d %H:%M:%S} UTC, {took}", verbosity=2)

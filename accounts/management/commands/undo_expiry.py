@@ -22,7 +22,7 @@ class Command(TrialCommand):
         "2 bad input."
     )
     work = "undo"
-    lasting = "What it put back stays so; run it again to go on."
+    lasting = "What it put back stays on trial; run it again for the rest."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(

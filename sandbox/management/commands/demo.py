@@ -95,7 +95,7 @@ class Command(BaseCommand):
             raise CommandError(f"The paths disagree about {len(difference)} account(s): {difference[:10]}.")
         console.print(f"[green]Both paths expired the same {len(expired_by_celery)} accounts, and no other.[/green]\n")
 
-        console.rule("[bold]4. The customers are told")
+        console.rule("[bold]4. Mails to the customers")
         with console.status("./manage.py send_trial_notices ..."), mail_server() as mailbox:
             limit = f"--limit={count_owed(now=timezone.now()).ending_soon + ENDED_MAILS}"
             said = run_command("send_trial_notices", limit, TRIAL_NOTICES="1", EMAIL_URL=mailbox.url)
