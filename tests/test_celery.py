@@ -183,6 +183,7 @@ def test_positional_arguments_are_refused() -> None:
 # --- Worker and beat ---
 
 
+@pytest.mark.faults
 def test_a_tick_of_beat_expires_many_slices_as_a_chord(celery: Process, tick: PeriodicTask, tmp_path: Path) -> None:
     accounts_due_by_the_real_clock(200)
     tick.crontab, tick.interval = None, IntervalSchedule.objects.create(every=1, period=IntervalSchedule.SECONDS)
@@ -234,6 +235,7 @@ def test_a_single_slice_needs_no_chord_and_what_is_refused_is_one_line(
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("role", ["worker", "beat"])
 def test_worker_and_beat_end_with_a_wrong_setting_and_name_it(celery: Process, role: str, tmp_path: Path) -> None:
     with celery(role, TRIAL_GRACE_DAYS="-1") as process:

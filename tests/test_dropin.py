@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from django.conf import settings
 
 HOST = {
@@ -80,6 +81,7 @@ call_command("erase_user", "host@example.com", "--yes")
 }
 
 
+@pytest.mark.faults
 def test_the_admin_and_the_commands_work_without_celery(tmp_path: Path) -> None:
     for name, text in HOST.items():
         (tmp_path / name).write_text(text)

@@ -382,6 +382,7 @@ OVERLAPPING_TEXT = """() => [...document.querySelectorAll('svg')].filter(svg => 
     })"""
 
 
+@pytest.mark.faults
 def test_a_browser_shows_the_page_on_screen_and_phone_in_light_and_dark(
     result: Result, browser: Browser, tmp_path: Path
 ) -> None:

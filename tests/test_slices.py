@@ -12,6 +12,7 @@ from django.db import DatabaseError, connection, models, transaction
 from django.db.models import QuerySet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pytest_django import DjangoDbBlocker
 
 from accounts.slices import ATTEMPTS, PAUSE, Change, Slice, plan
 
@@ -42,14 +43,24 @@ class Invitation(models.Model):
 Model = type[Invitation] | type[NumberedInvitation]
 
 
+@pytest.fixture(scope="module")
+def tables(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """The tables of the invitations, which no migration makes."""
+    with django_db_blocker.unblock(), connection.schema_editor() as editor:
+        editor.create_model(NumberedInvitation)
+        editor.create_model(Invitation)
+    yield
+    with django_db_blocker.unblock(), connection.schema_editor() as editor:
+        editor.delete_model(NumberedInvitation)
+        editor.delete_model(Invitation)
+
+
 @pytest.fixture(params=[NumberedInvitation, Invitation], ids=["numbers", "UUIDs"])
-def model(request: pytest.FixtureRequest, transactional_db: None) -> Iterator[Model]:
-    """A table of invitations, for this test."""
-    with connection.schema_editor() as editor:
-        editor.create_model(request.param)
-    yield request.param
-    with connection.schema_editor() as editor:
-        editor.delete_model(request.param)
+def model(request: pytest.FixtureRequest, tables: None, db: None) -> Model:
+    """A kind of invitation; there are none of it yet."""
+    chosen: Model = request.param
+    chosen._default_manager.all().delete()
+    return chosen
 
 
 def invite(model: Model, count: int, **fields: bool) -> None:
@@ -168,6 +179,7 @@ def test_a_slice_refuses_to_run_inside_a_transaction_of_its_caller(model: Model)
 
 
 @pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
 def test_a_slice_leaves_the_lock_timeout_of_its_connection_as_it_was(model: Model) -> None:
     invite(model, 1)
     (keys,), _ = plan(still_open(model), size=1)
@@ -180,6 +192,7 @@ def test_a_slice_leaves_the_lock_timeout_of_its_connection_as_it_was(model: Mode
 
 
 @pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
 def test_a_locked_table_is_waited_for_between_attempts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
