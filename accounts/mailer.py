@@ -16,6 +16,8 @@ from traceback import walk_tb
 from django.core.mail import EmailMultiAlternatives
 from django.core.mail.backends.base import BaseEmailBackend
 
+from accounts.log import one_line
+
 
 class MailServerAwayError(Exception):
     """The mail server cannot be reached, or accepts no mail for now. No notice was lost."""
@@ -85,7 +87,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, SMTPRecipientsRefused):
         answers = list(error.recipients.values())
     words = [f"{code} {text.decode(errors='replace') if isinstance(text, bytes) else text}" for code, text in answers]
-    return " ".join("; ".join(words or [f"{type(error).__name__}: {error}"]).split())[:500]
+    return one_line("; ".join(words or [f"{type(error).__name__}: {error}"]), most=500)
 
 
 MAIL_REFUSED_BY_HTTP = {400, 422}

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from smtplib import SMTPDataError
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -800,6 +802,20 @@ def test_a_serialization_failure_or_a_deadlock_costs_a_mail_nothing(
         with connection.cursor() as cursor:
             cursor.execute("DROP SEQUENCE tries")
     assert len(mailbox.mails) == 1
+
+
+def test_an_answer_with_control_characters_is_stored_as_one_short_line(
+    now: datetime, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expired(now)
+    notices.queue_notices(now=now)
+    answer = SMTPDataError(550, b"no\x00 \x1b[31m\r\n" + b"x" * 10_000_000)
+    monkeypatch.setattr("accounts.delivery.send", Mock(side_effect=answer))
+
+    assert deliver_notices(now=now).refused == 1
+
+    error = Notice.objects.get().last_error
+    assert (error[:14], len(error)) == ("550 no [31m xx", 500)
 
 
 @pytest.mark.postgres
