@@ -395,7 +395,12 @@ def test_whoever_may_only_look_at_notices_cannot_have_them_sent(staff: Staff, no
 
 @pytest.mark.parametrize(
     "query",
-    [{"created__year": "99999"}, {"trial_ends_at__year": "-1"}, {"status__exact": "\0"}, {"user__id__in": "1,x"}],
+    [
+        {"created__year": "99999"},
+        {"trial_ends_at__year": "-1"},
+        {"user__id__in": "1,x"},
+        pytest.param({"status__exact": "\0"}, marks=pytest.mark.postgres),  # SQLite can store it
+    ],
 )
 def test_a_filter_that_no_column_can_have_is_refused(admin_client: Client, query: dict[str, str]) -> None:
     assert admin_client.get(ACCOUNTS, query).status_code in {302, 400}  # 302: Django's own, to the list without it
