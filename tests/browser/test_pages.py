@@ -105,6 +105,7 @@ def test_an_operator_undoes_a_run_after_reading_what_that_means(run: ExpiryRun, 
     assert not Account.objects.due(timezone.now()).exists()
 
 
+@pytest.mark.faults
 def test_no_page_violates_the_content_security_policy(run: ExpiryRun, overview: Page) -> None:
     account = run.accounts.latest("pk")
     NoticeFactory.create(account=account, next_attempt=timezone.now())
