@@ -6,10 +6,9 @@ from typing import TypeVar
 
 from django.db import InterfaceError, OperationalError, connection
 
-T = TypeVar("T")
+from accounts.slices import ROLLED_BACK
 
-ROLLED_BACK = {"40P01", "40001"}
-"""The SQLSTATE of a deadlock and of a serialization failure: the same transaction may succeed when it is repeated."""
+T = TypeVar("T")
 
 PAUSES = (0, 1, 2, 4, 8)
 """Seconds before each retry. A restart of PostgreSQL takes a few seconds; the sum is below every stop grace period."""

@@ -18,7 +18,9 @@ from django.db.models.functions import Lead, RowNumber
 logger = logging.getLogger(__name__)
 
 LOCK_NOT_AVAILABLE = "55P03"
-RETRIED = {LOCK_NOT_AVAILABLE, "40P01", "40001"}  # 40P01: deadlock detected; 40001: serialization failure
+ROLLED_BACK = {"40P01", "40001"}
+"""The SQLSTATE of a deadlock and of a serialization failure: the same transaction may succeed when it is repeated."""
+RETRIED = ROLLED_BACK | {LOCK_NOT_AVAILABLE}
 ATTEMPTS = 5
 PAUSE = 1.5
 """Seconds before a slice is retried that found a whole table, or the row that counts it, locked."""
