@@ -53,7 +53,18 @@ class ExpiryRunAdmin(ReadOnlyAdmin):
     list_filter = ("path", "status")
     fields = (
         *("path", "status", "as_of", "cutoff", "started", "finished", "duration", "due_count", "expired_accounts"),
-        *("rate", "slice_count", "longest", "error", "undone_count", "undone_at", "undone_by", "host", "task_id"),
+        *(
+            "rate",
+            "slice_count",
+            "jobs",
+            "longest",
+            "error",
+            "undone_count",
+            "undone_at",
+            "undone_by",
+            "host",
+            "task_id",
+        ),
     )
     readonly_fields = ("duration", "expired_accounts", "rate", "longest")
     change_form_template = "admin/accounts/expiryrun/change_form.html"
