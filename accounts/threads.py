@@ -3,6 +3,7 @@
 Imports only Django, so a project can copy this one file.
 """
 
+import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import copy_context
 from queue import SimpleQueue
@@ -81,6 +82,8 @@ def _in_threads(work: Work[Item, Result], items: _Shared[Item], jobs: int) -> Re
 
 def _run(work: Work[Item, Any], items: _Shared[Item], reports: SimpleQueue[Any]) -> None:
     """Report each result in a tuple, and last an error or None."""
+    # Otherwise the kernel may deliver a signal to this thread, and the main thread, which handles it, is not woken.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         try:
             for result in work(items):

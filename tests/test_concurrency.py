@@ -27,12 +27,12 @@ def test_several_runs_at_once_expire_every_account_exactly_once(now: datetime) -
     make_accounts(500, ended=timedelta(days=10), now=now)
     start = threading.Barrier(4)
 
-    def run(batch_size: int) -> ExpiryRun:
+    def run(batch_size: int, jobs: int = 1) -> ExpiryRun:
         start.wait()
-        return expire(now, batch_size=batch_size)
+        return expire(now, batch_size=batch_size, run_slices=partial(services.run_here, jobs=jobs))
 
-    with meanwhile(lambda: run(7)) as a, meanwhile(lambda: run(50)) as b, meanwhile(lambda: run(500)) as c:
-        d = [run(13)]
+    with meanwhile(lambda: run(7, jobs=3)) as a, meanwhile(lambda: run(50)) as b, meanwhile(lambda: run(500)) as c:
+        d = [run(13, jobs=2)]
 
     statuses = {finished.status for finished in (*a, *b, *c, *d)}
     assert statuses == {ExpiryRun.Status.SUCCEEDED}

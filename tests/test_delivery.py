@@ -259,6 +259,20 @@ def test_with_a_rate_mails_are_spread_over_the_minute(
     assert clock.slept == [1] * 30
 
 
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_rate_holds_for_all_threads_together(
+    now: datetime, mailbox: Mailbox, settings: Settings, clock: Clock
+) -> None:
+    settings.TRIAL_NOTICE_RATE = 6
+    make_accounts(4, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now, jobs=3) == Delivery(sent=4, finished=True)
+
+    assert 40 <= sum(clock.slept) <= 60  # ten seconds after each mail, and until each thread finds that none is left
+
+
 def test_whoever_says_stop_need_not_wait_until_the_rate_allows_the_next(
     now: datetime, mailbox: Mailbox, settings: Settings, clock: Clock
 ) -> None:
