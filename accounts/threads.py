@@ -1,6 +1,6 @@
 """Work on several items at once: threads that share the items, each with a database connection of its own.
 
-Imports only Django, so a project can copy this one file.
+Imports only Django, so a project can copy this file.
 """
 
 import signal
