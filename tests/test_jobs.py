@@ -1,5 +1,6 @@
 """``--jobs``: several slices or mails at a time, in threads with connections of their own, on a real PostgreSQL."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 from pytest_django import Settings
 
 from accounts import ledger, notices, services
@@ -36,9 +39,16 @@ def every_connection_of_a_thread_is_closed(transactional_db: None) -> Iterator[N
             cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
             return int(cursor.fetchone()[0])
 
+    opened: list[Any] = []  # keeps them from the garbage collector, which would close them
+
+    def keep(connection: BaseDatabaseWrapper, **_: Any) -> None:
+        opened.append(connection.connection)
+
     before = number()
+    connection_created.connect(keep)
     yield
-    wait_for("the connections of the threads to be closed", lambda: number() <= before)
+    connection_created.disconnect(keep)
+    wait_for("the connections of the threads to be closed", lambda: number() <= before, seconds=5)
 
 
 # --- Slices ---
@@ -123,8 +133,9 @@ failures = pytest.mark.parametrize(
 
 @failures
 def test_what_fails_a_run_with_one_job_fails_it_with_three(
-    now: datetime, cause: Cause, error: str, changed: set[int]
+    now: datetime, cause: Cause, error: str, changed: set[int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "accounts")
     make_accounts(12, ended=10 * DAY, now=now)
 
     with cause(Account.objects.order_by("pk")[2]), pytest.raises(CommandError) as failure:
@@ -137,6 +148,7 @@ def test_what_fails_a_run_with_one_job_fails_it_with_three(
     assert message.startswith("The run failed: ")
     assert error in message
     assert "\n" not in message
+    assert 1 <= sum("slice_failed" in record.getMessage() for record in caplog.records) <= 3  # one of each thread
     assert message.endswith("smaller --jobs: it needs 4.") is (cause == let_nobody_connect)
     assert expire(now).expired_count == 12 - run.expired_count
     assert_ledger_is_true()
