@@ -66,9 +66,10 @@ def _in_threads(work: Work[Item, Result], items: _Shared[Item], jobs: int) -> Re
             report = reports.get()
             if isinstance(report, tuple):
                 yield report[0]
-            else:
-                running -= 1
-                errors += [report] if report else []
+                continue
+            running -= 1
+            if report is not None:
+                errors.append(report)
     except GeneratorExit:
         items.stopped = True
         for thread in threads:
