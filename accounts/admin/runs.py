@@ -19,7 +19,7 @@ from accounts import services
 from accounts.admin.lists import MINUTES, NOTHING, ReadOnlyAdmin
 from accounts.log import one_line
 from accounts.models import Account, ExpiryRun
-from accounts.templatetags.durations import duration
+from accounts.words import duration
 
 
 class UndoForm(forms.Form):
