@@ -189,7 +189,7 @@ def test_extending_lets_trials_end_later_and_brings_expired_accounts_back(admin_
 
 
 @pytest.mark.parametrize(
-    ("action", "done", "status"), [("activate", "activated", "active"), ("cancel", "canceled", "canceled")]
+    ("action", "done", "status"), [("activate", "activated", "active"), ("cancel", "cancelled", "canceled")]
 )
 def test_actions_go_through_the_service_and_tell_what_it_refused(
     admin_client: Client, action: str, done: str, status: str
@@ -260,7 +260,7 @@ def test_the_confirmation_says_what_an_undo_would_do_and_changes_nothing(admin_c
     page = " ".join(admin_client.get(f"{RUNS}{run.pk}/undo/").content.decode().split())
 
     assert "<strong>3 accounts</strong> that this run expired, and that are still expired" in page
-    assert "1 that paid or was canceled since: no change." in page
+    assert "1 that paid or was cancelled since: no change." in page
     assert "1 that was extended or deleted since: no change." in page
     assert "The rule will expire 3 of them again at the next tick" in page
     assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 3

@@ -131,7 +131,7 @@ class AccountAdmin(ReadOnlyAdmin):
     @admin.action(description="Cancel", permissions=["operate"])
     def cancel(self, request: HttpRequest, accounts: QuerySet[Account]) -> None:
         """Cancel accounts."""
-        self._apply(request, accounts, "canceled", lambda pk: services.cancel(account_id=pk))
+        self._apply(request, accounts, "cancelled", lambda pk: services.cancel(account_id=pk))
 
     def _apply(self, request: HttpRequest, accounts: QuerySet[Account], done: str, verb: Verb) -> None:
         chosen = list(accounts[: self.ACTION_LIMIT + 1])
