@@ -60,7 +60,7 @@ class NoticeAdmin(ReadOnlyAdmin):
         if notice.sent:
             when = moment(notice.sent)
         else:
-            when = f"next attempt {self.next(notice)}" if notice.status == Notice.Status.PENDING else ""
+            when = f"next attempt {moment(notice.next_attempt)}" if notice.status == Notice.Status.PENDING else ""
         return status(notice, when, notice.last_error)
 
     @admin.display(description="next attempt")

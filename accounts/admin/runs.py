@@ -80,7 +80,7 @@ class ExpiryRunAdmin(UndoAdmin):
     def accounts(self, run: ExpiryRun) -> str:
         """How many were expired; of how many, where that differs; and how many are back on trial."""
         if not run.due_count and not run.expired_count:
-            return NOTHING
+            return "none due"
         of_due = f" of {number(run.due_count)}" if run.due_count != run.expired_count else ""
         undone = f", {number(run.undone_count)} undone" if run.undone_count else ""
         return format_html("{}{} expired{}", self.expired_accounts(run), of_due, undone)
