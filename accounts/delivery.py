@@ -6,11 +6,13 @@ Independent of Celery and of the command line. The callers check ``settings.TRIA
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from email.utils import parseaddr
+from functools import partial
+from itertools import count
 from typing import Any
 
 from django.conf import settings
@@ -25,6 +27,7 @@ from accounts.mailer import Failure, MailServerAwayError, meaning, open_connecti
 from accounts.models import Notice
 from accounts.notices import is_true
 from accounts.retry import with_retries
+from accounts.threads import Results, side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +87,9 @@ def deliver_notices(
     limit: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     interrupts: tuple[type[Exception], ...] = (),
+    jobs: int = 1,
 ) -> Delivery:
-    """Send the notices whose next attempt is due at ``now``, one after the other. Any number of processes may do so.
+    """Send the notices whose next attempt is due at ``now``. Any number of processes may do so.
 
     An attempt is recorded before the mail is sent, and no transaction is open while the mail server answers. Each mail
     is checked again when the connection is open, and skipped when it is no longer true. When the server cannot be
@@ -95,52 +99,88 @@ def deliver_notices(
     Args:
         now: the moment to apply the rules to, with a time zone. It advances while the delivery lasts.
         limit: the most notices to claim.
-        stop: called before every mail; True ends the delivery.
+        stop: called before every mail, in any of the threads; True ends the delivery.
         interrupts: exceptions of the caller, such as a time limit, that may be raised while a mail is sent. They end
             the delivery; that mail may have arrived.
+        jobs: how many mails to send at a time, each in a thread with connections of its own to the mail server and the
+            database.
 
     With ``settings.TRIAL_NOTICE_RATE``, this process sends at most that many mails per minute.
+
+    Raises:
+        ValueError: ``jobs`` is below 1, or above 1 on SQLite.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs!r}.")
     delivery = Delivery()
     in_a_row = 0
-    pause = 60 / settings.TRIAL_NOTICE_RATE if settings.TRIAL_NOTICE_RATE else 0
-    mailer = get_connection()
     began = time.monotonic()
 
     def clock() -> datetime:
         return now + timedelta(seconds=time.monotonic() - began)
 
+    turns = _turns(limit=limit, stop=lambda: bool(delivery.trouble) or delivery.finished or stop())
+    send_in_turn = partial(_send_in_turn, delivery=delivery, clock=clock, interrupts=interrupts)
     try:
-        while (limit is None or delivery.taken_up < limit) and not stop():
-            started = time.monotonic()
+        with closing(side_by_side(send_in_turn, turns, jobs=jobs)) as outcomes:
+            for outcome in outcomes:
+                setattr(delivery, outcome, getattr(delivery, outcome) + 1)
+                if outcome != "skipped":
+                    in_a_row = in_a_row + 1 if outcome == "deferred" else 0
+                if in_a_row == TROUBLE_IN_A_ROW:
+                    delivery.trouble = f"The mail server deferred {in_a_row} mails in a row; see their notices for why."
+    finally:
+        delivery.finished = delivery.finished and not delivery.trouble
+        logger.info(Fields("deliver_notices", **asdict(delivery)))
+    return delivery
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The permission to claim one notice."""
+
+    began: float
+    skipped: bool = False
+
+
+def _turns(*, limit: int | None, stop: Callable[[], bool]) -> Iterator[_Turn]:
+    """At most ``limit`` turns, as fast as ``settings.TRIAL_NOTICE_RATE`` allows. A skipped mail takes up no time."""
+    pause = 60 / settings.TRIAL_NOTICE_RATE if settings.TRIAL_NOTICE_RATE else 0
+    for _ in count() if limit is None else range(limit):
+        if stop():
+            return
+        turn = _Turn(time.monotonic())
+        yield turn
+        while (left := turn.began + pause - time.monotonic()) > 0 and not turn.skipped and not stop():
+            time.sleep(min(left, 1))
+
+
+def _send_in_turn(
+    turns: Iterator[_Turn],
+    *,
+    delivery: Delivery,
+    clock: Callable[[], datetime],
+    interrupts: tuple[type[Exception], ...],
+) -> Results[str]:
+    """Claim and deliver one notice for each turn, over one connection to the mail server; yields each outcome.
+
+    Sets ``finished`` when nothing is left, and ``trouble`` when the server is away.
+    """
+    mailer = get_connection()
+    try:
+        for turn in turns:
             notice = with_retries(lambda: _claim(clock()))
             if notice is None:
                 delivery.finished = True
-                break
+                return
             outcome = _deliver(notice, mailer, clock, interrupts)
-            setattr(delivery, outcome, getattr(delivery, outcome) + 1)
-            if outcome == "deferred":
-                in_a_row += 1
-                if in_a_row == TROUBLE_IN_A_ROW:
-                    delivery.trouble = f"The mail server deferred {in_a_row} mails in a row; see their notices for why."
-                    break
-            elif outcome != "skipped":
-                in_a_row = 0
-            if pause and outcome != "skipped":
-                _wait(started + pause - time.monotonic(), stop)
+            turn.skipped = outcome == "skipped"
+            yield outcome
     except MailServerAwayError as error:
         delivery.trouble = str(error)
     finally:
         with suppress(OSError):  # a failed QUIT does not change what was sent
             mailer.close()
-        logger.info(Fields("deliver_notices", **asdict(delivery)))
-    return delivery
-
-
-def _wait(seconds: float, stop: Callable[[], bool]) -> None:
-    while seconds > 0 and not stop():
-        time.sleep(min(seconds, 1))
-        seconds -= 1
 
 
 def _claim(now: datetime) -> Notice | None:

@@ -63,6 +63,11 @@ def refuse(run: ExpiryRun, why: str) -> None:
     log_run(run, _level(run, logging.WARNING))
 
 
+def record_jobs(run: ExpiryRun, jobs: int) -> None:
+    """Store how many threads work on the run."""
+    ExpiryRun.objects.filter(pk=run.pk).update(jobs=jobs)
+
+
 TAKES_ACCOUNTS = [ExpiryRun.Status.RUNNING, ExpiryRun.Status.INTERRUPTED, ExpiryRun.Status.FAILED]
 """A run that was marked interrupted may still be alive, and one that failed has slices that continue. Any other expires
 no more accounts: a message redelivered after its run succeeded must not expire accounts put back on trial since."""
@@ -166,6 +171,7 @@ def log_run(run: ExpiryRun, level: int, *, seconds: float | None = None, **more:
         due=run.due_count,
         expired=run.expired_count,
         slices=run.slice_count,
+        jobs=run.jobs if run.jobs > 1 else None,
         seconds=None if seconds is None else round(seconds, 3),
         task_id=run.task_id,
         **more,

@@ -103,6 +103,12 @@ class ExpiryRun(models.Model):
     )
     expired_count = models.PositiveBigIntegerField("expired", default=0, help_text="Accounts that this run expired.")
     slice_count = models.PositiveIntegerField("slices", default=0)
+    jobs = models.PositiveSmallIntegerField(
+        default=1,
+        db_default=1,
+        help_text="Threads of one process that ran its slices at the same time, each over a database connection of its "
+        "own. Celery's worker processes are not counted.",
+    )
     longest_slice = models.DurationField(default=timedelta, help_text="The longest any account stayed locked.")
     error = models.TextField(blank=True)
     host = models.CharField(max_length=255, blank=True)

@@ -44,9 +44,20 @@ RunSlices = Callable[[ExpiryRun, Sequence[Slice]], None]
 """Runs every slice with ``expire_slice``, then calls ``ledger.finish_run``; in this process, or later on workers."""
 
 
-def run_in_turn(run: ExpiryRun, slices: Sequence[Slice], *, after_slice: AfterSlice = lambda done, total: None) -> None:
-    """Run the slices in this process, one after the other, then finish the run. Raises as ``Change.on_each`` does."""
-    expiry_by(run).on_each(slices, after_slice=after_slice)
+def run_here(
+    run: ExpiryRun, slices: Sequence[Slice], *, after_slice: AfterSlice = lambda done, total: None, jobs: int = 1
+) -> None:
+    """Run the slices in this process, then finish the run. Raises as ``Change.on_each`` does.
+
+    Args:
+        after_slice: called in this thread with the number of slices done and of all slices; an exception from it stops
+            the run.
+        jobs: how many slices to run at a time, each in a thread with a database connection of its own.
+    """
+    _require_at_least_one(jobs=jobs)
+    if (threads := min(jobs, len(slices))) > 1:
+        ledger.record_jobs(run, threads)
+    expiry_by(run).on_each(slices, after_slice=after_slice, jobs=jobs)
     ledger.finish_run(run_id=run.pk)
 
 
@@ -57,7 +68,7 @@ def expire_trials(
     batch_size: int = BATCH_SIZE,
     max_accounts: int | None = None,
     task_id: str = "",
-    run_slices: RunSlices = run_in_turn,
+    run_slices: RunSlices = run_here,
 ) -> ExpiryRun:
     """Move every due account (``Account.objects.due(now)``) from trialing to trial expired, and record the run.
 
@@ -70,7 +81,7 @@ def expire_trials(
         batch_size: accounts in a slice, 1 or more.
         max_accounts: refuse when more are due; without it ``settings.TRIAL_EXPIRY_MAX`` is the limit.
         task_id: Celery's id of the calling task, for the ledger.
-        run_slices: how to run the slices; by default one after the other in this process.
+        run_slices: how to run the slices; by default ``run_here``, one after the other.
 
     Returns:
         The run as the ledger has it: succeeded, or still running when ``run_slices`` sent the slices to workers.
@@ -206,6 +217,7 @@ def undo_run(
     extend_days: int | None = None,
     batch_size: int = BATCH_SIZE,
     after_slice: AfterSlice = lambda done, total: None,
+    jobs: int = 1,
 ) -> int:
     """Put every account that the run expired, and that is still expired, back on trial; returns how many.
 
@@ -219,13 +231,15 @@ def undo_run(
         extend_days: extend the trials by this many days, counted from their end or from ``now``, whichever is later.
             Without it the next run expires most of the accounts again.
         batch_size: accounts in a slice, 1 or more.
-        after_slice: called with the number of slices done and of all slices; an exception from it stops the undo.
+        after_slice: called in this thread with the number of slices done and of all slices; an exception from it stops
+            the undo.
+        jobs: how many slices to undo at a time, as for ``run_here``.
 
     Raises:
         ValueError: ``now`` is naive, ``by`` is too long, or a number is out of range.
         DatabaseError: a slice failed after its retries, and changed nothing; the others are done.
     """
-    _require_at_least_one(batch_size=batch_size)
+    _require_at_least_one(batch_size=batch_size, jobs=jobs)
     if len(by) > 255:
         raise ValueError(f"by must be at most 255 characters, got {len(by)}.")
     values = _back_on_trial(extend_days, now)
@@ -239,7 +253,7 @@ def undo_run(
         log=partial(ledger.log_slice, run),
     )
     slices, _ = plan(undo.rows, size=batch_size)
-    undone = undo.on_each(slices, after_slice=after_slice)
+    undone = undo.on_each(slices, after_slice=after_slice, jobs=jobs)
     run.refresh_from_db()
     ledger.log_run(run, logging.INFO, seconds=time.monotonic() - started, undone=undone)
     if undone:

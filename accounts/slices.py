@@ -1,12 +1,13 @@
-"""Change many rows in short transactions: plan key ranges (slices), then change one slice at a time.
+"""Change many rows in short transactions: plan key ranges (slices), then change one slice at a time, or a few at once.
 
 Takes any queryset whose model has an ordered primary key, such as integers or UUIDs. Compares keys and does no
-arithmetic with them. Imports only Django, so a project can copy this one file.
+arithmetic with them. Imports only Django and threads.py, so a project can copy these two files.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from django.db import DatabaseError, connection, transaction
 from django.db.models import F, Q, QuerySet, Window
 from django.db.models.functions import Lead, RowNumber
+
+from accounts.threads import Results, side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -85,25 +88,37 @@ class Change:
     log: Callable[..., None] = log_plainly
     """Called with a level, an event name and fields when a slice is retried or fails."""
 
-    def on_each(self, slices: Sequence[Slice], *, after_slice: AfterSlice = lambda done, total: None) -> int:
-        """Change the slices, one after the other; returns how many rows changed.
+    def on_each(
+        self, slices: Sequence[Slice], *, after_slice: AfterSlice = lambda done, total: None, jobs: int = 1
+    ) -> int:
+        """Change the slices, ``jobs`` at a time; returns how many rows changed.
 
         A slice that fails does not stop the others; when all have run, the first error is raised. A lost connection to
-        the database stops them at once.
+        the database stops them at once. ``after_slice`` is called in this thread.
         """
         changed = 0
         errors: list[DatabaseError] = []
-        for done, keys in enumerate(slices, start=1):
-            try:
-                changed += self.on(keys)
-            except DatabaseError as error:
-                if not connection.is_usable():
-                    raise
-                errors.append(error)
-            after_slice(done, len(slices))
+        with closing(side_by_side(self._outcomes, slices, jobs=max(1, min(jobs, len(slices))))) as outcomes:
+            for done, outcome in enumerate(outcomes, start=1):
+                if isinstance(outcome, DatabaseError):
+                    errors.append(outcome)
+                else:
+                    changed += outcome
+                after_slice(done, len(slices))
         if errors:
             raise errors[0]
         return changed
+
+    def _outcomes(self, slices: Iterator[Slice]) -> Results[int | DatabaseError]:
+        for keys in slices:
+            outcome: int | DatabaseError
+            try:
+                outcome = self.on(keys)
+            except DatabaseError as error:
+                if not connection.is_usable():
+                    raise
+                outcome = error
+            yield outcome
 
     def on(self, keys: Slice) -> int:
         """Change the rows of one slice, in one short transaction; returns how many.

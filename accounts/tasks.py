@@ -43,7 +43,7 @@ def run_on_workers(run: ExpiryRun, slices: Sequence[Slice]) -> None:
     """
     # Without a result backend no chord can detect that all slices are done.
     if len(slices) <= 1 or isinstance(current_app.backend, DisabledBackend):
-        services.run_in_turn(run, slices)
+        services.run_here(run, slices)
     else:
         chord(
             [expire_slice.si(run_id=run.pk, first=keys.first, last=keys.last) for keys in slices],

@@ -48,13 +48,14 @@ def wait_until_blocked(query: str) -> None:
 
 
 @contextmanager
-def trigger_on_update(row: Account | Notice, body: str) -> Iterator[None]:
-    """Add a trigger that runs ``body`` when the row is updated."""
+def trigger_on_update(row: Account | Notice, body: str, *more: Account | Notice) -> Iterator[None]:
+    """Add a trigger that runs ``body`` when the row, or one of ``more``, is updated."""
+    keys = ", ".join(str(each.pk) for each in (row, *more))
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE FUNCTION trap() RETURNS trigger AS $$ BEGIN {body} RETURN NEW; END $$ LANGUAGE plpgsql")
         cursor.execute(
             f"CREATE TRIGGER trap BEFORE UPDATE ON {row._meta.db_table} "
-            f"FOR EACH ROW WHEN (NEW.id = {row.pk}) EXECUTE FUNCTION trap()"
+            f"FOR EACH ROW WHEN (NEW.id IN ({keys})) EXECUTE FUNCTION trap()"
         )
     try:
         yield

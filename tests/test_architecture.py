@@ -39,7 +39,7 @@ def test_from_handle_to_the_update_are_at_most_seven_frames() -> None:
     with frames_at_the_update("handle") as frames:
         call_command("expire_trials", verbosity=0)
 
-    assert frames == ["handle", "expire_trials", "run_in_turn", "on_each", "on", "_attempt"]
+    assert frames == ["handle", "expire_trials", "run_here", "on_each", "_outcomes", "on", "_attempt"]
 
 
 def test_from_the_slice_task_to_the_update_are_at_most_five_frames() -> None:

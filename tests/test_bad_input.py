@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command, load_command_class
+from django.db import connection
 from django.db.utils import ConnectionHandler
 from django.utils import timezone
 from pytest_django import Settings
 
+from accounts.delivery import deliver_notices
 from accounts.models import Account, ExpiryRun, Notice
 from tests.conftest import ManagePy
 from tests.factories import make_accounts
@@ -63,6 +65,9 @@ def moment(line: str) -> list[Row]:
 VALUES: list[Row] = [
     *whole_number("expire_trials --batch-size="),
     *whole_number("expire_trials --max-accounts="),
+    *whole_number("expire_trials --jobs=", most=64),
+    *whole_number("send_trial_notices --jobs=", most=64),
+    *whole_number("undo_expiry 1 --jobs=", most=64),
     *whole_number("send_trial_notices --limit="),
     *whole_number("send_trial_notices --max-notices="),
     *whole_number("undo_expiry "),
@@ -114,7 +119,7 @@ LINES: list[Row] = [
 
 SYNTAX: list[Row] = [
     ("expire_trials now", "manage.py expire_trials: error: unrecognized arguments: now", 2),
-    ("expire_trials --jobs=2", "manage.py expire_trials: error: unrecognized arguments: --jobs=2", 2),
+    ("expire_trials --threads=2", "manage.py expire_trials: error: unrecognized arguments: --threads=2", 2),
     ("expire_trials --as-of", "manage.py expire_trials: error: argument --as-of: expected one argument", 2),
     ("undo_expiry", "manage.py undo_expiry: error: the following arguments are required: RUN", 2),
     (
@@ -249,4 +254,20 @@ def test_as_a_process_it_is_one_line_too(
     result = manage_py(*shlex.split(line))
 
     assert (result.stderr, result.returncode) == (f"{message}\n", code)
+    assert stored() == before
+
+
+@pytest.mark.skipif(connection.vendor == "postgresql", reason="shows what SQLite cannot do")
+@pytest.mark.usefixtures("customers")
+@pytest.mark.parametrize("command", ["expire_trials", "undo_expiry 1", "send_trial_notices"])
+def test_more_than_one_job_is_refused_on_sqlite(command: str, now: datetime) -> None:
+    before = stored()
+
+    with pytest.raises(CommandError) as error:
+        call_command(*command.split(), jobs=4)
+
+    message = "argument --jobs: 4 needs PostgreSQL: SQLite has one writer. Use 1, the default."
+    assert (str(error.value), error.value.returncode) == (message, 2)
+    with pytest.raises(ValueError, match="jobs must be 1 on SQLite, which has one writer, got 4"):
+        deliver_notices(now=now, jobs=4)
     assert stored() == before

@@ -27,12 +27,12 @@ def test_several_runs_at_once_expire_every_account_exactly_once(now: datetime) -
     make_accounts(500, ended=timedelta(days=10), now=now)
     start = threading.Barrier(4)
 
-    def run(batch_size: int) -> ExpiryRun:
+    def run(batch_size: int, jobs: int = 1) -> ExpiryRun:
         start.wait()
-        return expire(now, batch_size=batch_size)
+        return expire(now, batch_size=batch_size, run_slices=partial(services.run_here, jobs=jobs))
 
-    with meanwhile(lambda: run(7)) as a, meanwhile(lambda: run(50)) as b, meanwhile(lambda: run(500)) as c:
-        d = [run(13)]
+    with meanwhile(lambda: run(7, jobs=3)) as a, meanwhile(lambda: run(50)) as b, meanwhile(lambda: run(500)) as c:
+        d = [run(13, jobs=2)]
 
     statuses = {finished.status for finished in (*a, *b, *c, *d)}
     assert statuses == {ExpiryRun.Status.SUCCEEDED}
@@ -121,7 +121,7 @@ def test_a_table_locked_for_long_fails_the_run_within_bounded_time(
 
     def lock_the_table(run: ExpiryRun, slices: Any) -> None:
         other.execute("LOCK TABLE accounts_account IN SHARE ROW EXCLUSIVE MODE")
-        services.run_in_turn(run, slices)
+        services.run_here(run, slices)
 
     with pytest.raises(DatabaseError, match="lock timeout"):
         expire(now, run_slices=lock_the_table)
@@ -210,7 +210,7 @@ def test_a_lost_connection_fails_the_run_and_the_next_takes_the_rest(now: dateti
             other.execute("SELECT pg_terminate_backend(%s, 10000)", cursor.fetchone())
 
     with pytest.raises(DatabaseError):
-        expire(now, batch_size=2, run_slices=partial(services.run_in_turn, after_slice=cut_the_connection))
+        expire(now, batch_size=2, run_slices=partial(services.run_here, after_slice=cut_the_connection))
 
     run = ExpiryRun.objects.get()
     assert (run.status, run.expired_count) == (ExpiryRun.Status.FAILED, 2)
@@ -228,7 +228,7 @@ def test_a_database_out_of_reach_ends_the_run_at_once(now: datetime, monkeypatch
         patch.setitem(connection.settings_dict, "HOST", "/nowhere")
 
     with monkeypatch.context() as patch, pytest.raises(DatabaseError, match="/nowhere"):
-        expire(now, batch_size=2, run_slices=partial(services.run_in_turn, after_slice=lose_the_database))
+        expire(now, batch_size=2, run_slices=partial(services.run_here, after_slice=lose_the_database))
 
     assert done == [1]
     assert ExpiryRun.objects.get().expired_count == 2

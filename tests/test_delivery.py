@@ -225,32 +225,64 @@ def test_the_limit_and_whoever_says_stop_end_a_delivery_between_two_mails(now: d
     assert len(set(mailbox.recipients)) == 4
 
 
+class Clock:
+    """Takes the place of the module ``time``: a sleep moves it at once, and nothing else does."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(delivery, "time", clock)
+    return clock
+
+
 def test_with_a_rate_mails_are_spread_over_the_minute(
-    now: datetime, mailbox: Mailbox, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    now: datetime, mailbox: Mailbox, settings: Settings, clock: Clock
 ) -> None:
     settings.TRIAL_NOTICE_RATE = 6
-    slept: list[float] = []
-    monkeypatch.setattr("accounts.delivery.time.sleep", slept.append)
-    make_accounts(3, ended=-DAY, now=now)
+    make_accounts(4, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    services.activate(account_id=Account.objects.latest("pk").pk)  # its mail is skipped, which takes up no time
+
+    assert deliver_notices(now=now) == Delivery(sent=3, skipped=1, finished=True)
+
+    assert clock.slept == [1] * 30
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_rate_holds_for_all_threads_together(
+    now: datetime, mailbox: Mailbox, settings: Settings, clock: Clock
+) -> None:
+    settings.TRIAL_NOTICE_RATE = 6
+    make_accounts(4, ended=-DAY, now=now)
     notices.queue_notices(now=now)
 
-    deliver_notices(now=now)
+    assert deliver_notices(now=now, jobs=3) == Delivery(sent=4, finished=True)
 
-    assert 20 < sum(slept) < 30
-    assert all(0 < seconds <= 1 for seconds in slept)
+    assert 40 <= sum(clock.slept) <= 60  # ten seconds after each mail, and until each thread finds that none is left
 
 
 def test_whoever_says_stop_need_not_wait_until_the_rate_allows_the_next(
-    now: datetime, mailbox: Mailbox, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    now: datetime, mailbox: Mailbox, settings: Settings, clock: Clock
 ) -> None:
     settings.TRIAL_NOTICE_RATE = 1
-    slept: list[float] = []
-    monkeypatch.setattr("accounts.delivery.time.sleep", slept.append)
     make_accounts(2, ended=-DAY, now=now)
     notices.queue_notices(now=now)
 
-    assert deliver_notices(now=now, stop=lambda: len(slept) == 2) == Delivery(sent=1)
-    assert slept == [1, 1]
+    assert deliver_notices(now=now, stop=lambda: len(clock.slept) == 2) == Delivery(sent=1)
+    assert clock.slept == [1, 1]
 
 
 # --- Permanent refusals ---

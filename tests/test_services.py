@@ -120,7 +120,7 @@ def test_a_slice_touches_only_its_own_accounts(now: datetime) -> None:
 def test_an_account_created_after_the_plan_hides_none_that_was_planned(now: datetime) -> None:
     def with_a_newcomer(run: ExpiryRun, slices: Sequence[Slice]) -> None:
         AccountFactory.create(created=now)
-        services.run_in_turn(run, slices)
+        services.run_here(run, slices)
 
     make_accounts(3, ended=10 * DAY, now=now)
 
@@ -321,7 +321,7 @@ def test_an_account_that_changes_before_its_slice_is_not_expired(
     def with_a_change_between(run: ExpiryRun, slices: Sequence[Slice]) -> None:
         services.expire_slice(run=run, keys=slices[0])
         assert change(last)
-        services.run_in_turn(run, slices[1:])
+        services.run_here(run, slices[1:])
 
     run = expire(now, batch_size=1, run_slices=with_a_change_between)
 

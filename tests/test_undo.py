@@ -154,7 +154,7 @@ def test_undoing_a_run_under_way_stops_it(now: datetime) -> None:
     def undo_after_one(run: ExpiryRun, slices: Sequence[Slice]) -> None:
         services.expire_slice(run=run, keys=slices[0])
         assert undo(run, now) == 2
-        services.run_in_turn(run, slices)
+        services.run_here(run, slices)
 
     make_accounts(6, ended=10 * DAY, now=now)
     before = rows()
@@ -326,7 +326,7 @@ def test_undos_payments_and_the_run_itself_at_once_leave_a_true_ledger(now: date
         return undo(run, now, batch_size=11)
 
     with (
-        meanwhile(partial(services.run_in_turn, run, slices)),
+        meanwhile(partial(services.run_here, run, slices)),
         meanwhile(undo_once_it_began) as a,
         meanwhile(undo_once_it_began) as b,
     ):
@@ -468,7 +468,7 @@ def test_a_run_undone_while_the_command_runs_it_ends_the_command_in_error(monkey
         undo(run, timezone.now(), by="ann")
 
     make_accounts(1, ended=10 * DAY, now=timezone.now())
-    monkeypatch.setattr(services, "run_in_turn", undo_it_meanwhile)
+    monkeypatch.setattr(services, "run_here", undo_it_meanwhile)
 
     with pytest.raises(CommandError, match=r"^Run \d+ was undone by ann while it was running\.$"):
         call_command("expire_trials", stdout=StringIO())

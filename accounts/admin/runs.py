@@ -61,7 +61,7 @@ class ExpiryRunAdmin(UndoAdmin):
             *([undo] if run and run.undone_at else []),
             (
                 "Performance",
-                {"fields": ("started_at", "finished_at", "duration", "rate", "slice_count", "longest")},
+                {"fields": ("started_at", "finished_at", "duration", "rate", "slice_count", "jobs", "longest")},
             ),
             ("Where it ran", {"fields": ("host", "task_id")}),
         ]

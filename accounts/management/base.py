@@ -15,7 +15,7 @@ from django.db.migrations.recorder import MigrationRecorder
 
 from accounts import migrations, services
 from accounts.log import one_line
-from accounts.management.options import whole_number
+from accounts.management import options as types
 from accounts.models import ExpiryRun
 from accounts.notices import TooManyNotices
 from accounts.services import RunRefused
@@ -49,10 +49,20 @@ class TrialCommand(BaseCommand):
         """Add ``--batch-size``."""
         parser.add_argument(
             "--batch-size",
-            type=whole_number(),
+            type=types.whole_number(),
             default=services.BATCH_SIZE,
             metavar="N",
             help=f"Accounts {verb} in one transaction (default: %(default)s).",
+        )
+
+    def add_jobs(self, parser: CommandParser, *, what: str, over: str = "a database connection of its own") -> None:
+        """Add ``--jobs``."""
+        parser.add_argument(
+            "--jobs",
+            type=types.jobs,
+            default=1,
+            metavar="N",
+            help=f"{what} at a time, each over {over} (default: %(default)s). More than 1 needs PostgreSQL.",
         )
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -128,7 +138,10 @@ class TrialCommand(BaseCommand):
             database = place.format(**connection.settings_dict)
             return f"The database {database} does not answer ({reason}). Is it up, and is DATABASE_URL right?"
         message = f"The {self.work} failed: {reason}. {self.lasting}"
-        if getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED:
+        sqlstate = getattr(error.__cause__, "sqlstate", None)
+        if isinstance(error, OperationalError) and sqlstate is None and (jobs := options.get("jobs", 1)) > 1:
+            message += f" If the database has too few connections, use a smaller --jobs: it needs {jobs + 1}."
+        if sqlstate == QUERY_CANCELED:
             smaller = ", or try a smaller --batch-size" if "batch_size" in options else ""
             message += f" If the role has a statement_timeout, raise it{smaller}."
         return message

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from django.db import connection
 from django.utils import timezone
 from django.utils.text import Truncator
 
@@ -28,6 +29,18 @@ def whole_number(*, at_most: int = MOST) -> Callable[[str], int]:
         raise ArgumentTypeError(f"it must be a whole number from 1 to {at_most}, not {quoted(text)}.")
 
     return read
+
+
+MOST_JOBS = 64
+"""PostgreSQL accepts 100 connections by default, and the web processes and workers need some of them."""
+
+
+def jobs(text: str) -> int:
+    """The type of a number of threads, each with a database connection of its own; on SQLite 1."""
+    number = whole_number(at_most=MOST_JOBS)(text)
+    if number > 1 and connection.vendor == "sqlite":
+        raise ArgumentTypeError(f"{number} needs PostgreSQL: SQLite has one writer. Use 1, the default.")
+    return number
 
 
 def hours(text: str) -> float:

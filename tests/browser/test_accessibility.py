@@ -107,7 +107,7 @@ OVERFLOWS = """[document.documentElement, ...document.querySelectorAll(".results
 def test_no_page_of_ours_violates_a_rule_of_axe_or_overflows(
     rows: dict[str, object], overview: Page, tmp_path: Path
 ) -> None:
-    found = []
+    found: list[tuple[str, ...]] = []
     for path in PAGES:
         for view in views(overview, path.format(**rows)):
             found += [(path, view, *violation) for violation in violations(overview)]
@@ -120,11 +120,12 @@ def test_no_page_of_ours_violates_a_rule_of_axe_or_overflows(
 
 
 def test_no_mail_of_ours_violates_a_rule_of_axe(page: Page, tmp_path: Path) -> None:
-    found = []
+    found: list[tuple[str, ...]] = []
     for kind, days in (("ending_soon", 7), ("ended", 0)):
         notice = NoticeFactory.create(kind=kind, days_before=days, next_attempt=timezone.now())
+        html, _mime_type = compose(notice, now=timezone.now()).alternatives[0]
         mail = tmp_path / f"{kind}.html"
-        mail.write_text(str(compose(notice, now=timezone.now()).alternatives[0].content))
+        mail.write_text(str(html))
         for view in views(page, mail.as_uri()):
             found += [(kind, view, *violation) for violation in violations(page)]
             page.screenshot(path=tmp_path / f"{kind}-{view}.png")

@@ -123,9 +123,9 @@ class Gate:
         """Let all waiting and later updates continue."""
         self.owner.execute("SELECT pg_advisory_unlock_all()")
 
-    def wait_until_held(self) -> None:
-        """Wait until an UPDATE waits at the gate."""
-        wait_for("somebody to be held", self._held)
+    def wait_until_held(self, number: int = 1) -> None:
+        """Wait until so many UPDATEs wait at the gate."""
+        wait_for(f"{number} to be held", lambda: len(self._held()) >= number)
 
     def turn_away(self) -> None:
         """End the transactions that wait at the gate, as PostgreSQL does when it detects that a client died."""
@@ -140,9 +140,9 @@ class Gate:
 
 
 @contextmanager
-def gate_before(row: Account | Notice, hold: str = Gate.HOLD) -> Iterator[Gate]:
+def gate_before(row: Account | Notice, *more: Account | Notice, hold: str = Gate.HOLD) -> Iterator[Gate]:
     with (
-        trigger_on_update(row, hold),  # can be dropped after the gate, which is opened first
+        trigger_on_update(row, hold, *more),  # can be dropped after the gate, which is opened first
         psycopg.connect(**connection.get_connection_params(), autocommit=True) as owner,
     ):
         yield Gate(owner)

@@ -197,11 +197,11 @@ def test_a_process_killed_before_its_answer_is_recorded_repeats_one_mail(
 
     with server.alive():
         server.lives[0].on_rcpt = server.lives[0].on_data = lambda address: None  # from here on it accepts every mail
-        with gate_before(first, recorded) as gate, command() as cron:
+        with gate_before(first, hold=recorded) as gate, command() as cron:
             gate.wait_until_held()
             assert kill(cron) == 1
             gate.turn_away()
-        with gate_before(second, recorded) as gate, celery("worker", "--concurrency=1") as worker:
+        with gate_before(second, hold=recorded) as gate, celery("worker", "--concurrency=1") as worker:
             send("accounts.send_trial_notices")
             gate.wait_until_held()
             (child,) = psutil.Process(worker.pid).children()

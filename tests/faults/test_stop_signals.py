@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -13,8 +14,10 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from accounts import services
-from accounts.models import Account, ExpiryRun
+from accounts import notices, services
+from accounts.models import Account, ExpiryRun, Notice
+from sandbox.mail_server import Mailbox
+from tests.factories import make_accounts
 from tests.faults.conftest import Customers, gate_before
 from tests.locks import wait_until_blocked
 
@@ -24,6 +27,12 @@ pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM]),
 ]
+
+
+@pytest.fixture
+def many_customers(transactional_db: None) -> Customers:
+    """Sixty due accounts, for as many slices that threads do not come to an end of."""
+    return Customers(due=60)
 
 
 @contextmanager
@@ -83,6 +92,65 @@ def test_an_undo_told_to_stop_finishes_the_slice_in_hand(
     assert (run.status, run.undone_count, run.accounts.count()) == (ExpiryRun.Status.UNDONE, 4, 2)
 
 
+def test_a_run_with_two_jobs_told_to_stop_finishes_the_slices_in_hand(
+    many_customers: Customers, environment: Mapping[str, str], how: signal.Signals
+) -> None:
+    with (
+        gate_before(*many_customers.due[:2]) as gate,
+        started(environment, "expire_trials", "--batch-size=1", "--jobs=2") as process,
+    ):
+        gate.wait_until_held(2)
+        process.send_signal(how)
+        gate.open()
+        assert_stopped(process, "What it expired stays expired; the next run takes the rest.")
+
+    run = ExpiryRun.objects.get()
+    assert (run.status, run.jobs) == (ExpiryRun.Status.INTERRUPTED, 2)
+    # Each thread may take another slice before the main thread learns of the first.
+    assert 2 <= run.expired_count == run.accounts.count() < 60
+
+
+def test_an_undo_with_two_jobs_told_to_stop_finishes_the_slices_in_hand(
+    many_customers: Customers, environment: Mapping[str, str], how: signal.Signals
+) -> None:
+    run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now())
+    with (
+        gate_before(*many_customers.due[:2]) as gate,
+        started(environment, "undo_expiry", str(run.pk), "--batch-size=1", "--jobs=2") as process,
+    ):
+        gate.wait_until_held(2)
+        process.send_signal(how)
+        gate.open()
+        warning, stopped = process.communicate(timeout=30)[1].splitlines()
+
+    assert "The rule will expire 60 of them again" in warning
+    assert stopped == "CommandError: Stopped by a signal. What it put back stays on trial; run it again for the rest."
+    assert process.returncode == 130
+    run.refresh_from_db()
+    assert 2 <= run.undone_count == 60 - run.accounts.count() < 60
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_delivery_told_to_stop_sends_the_mails_in_hand(
+    mailbox: Mailbox, environment: Mapping[str, str], how: signal.Signals, jobs: int
+) -> None:
+    make_accounts(6, ended=timedelta(days=-0.5), now=timezone.now())
+    notices.queue_notices(now=timezone.now())
+    with (
+        gate_before(*Notice.objects.order_by("pk")[:jobs]) as gate,
+        started(
+            environment, "send_trial_notices", f"--jobs={jobs}", TRIAL_NOTICES="1", EMAIL_URL=mailbox.url
+        ) as process,
+    ):
+        gate.wait_until_held(jobs)  # while they claim their notice
+        process.send_signal(how)
+        gate.open()
+        assert_stopped(process, "What was sent is on record; the next run sends the rest.")
+
+    assert len(mailbox.received) == Notice.objects.filter(status=Notice.Status.SENT).count() == jobs
+    assert not Notice.objects.exclude(claimed=None)
+
+
 @pytest.mark.parametrize(
     ("command", "lasting"),
     [
@@ -120,3 +188,30 @@ def test_a_second_signal_stops_a_run_at_once(
     run = ExpiryRun.objects.get()
     assert (run.status, run.expired_count) == (ExpiryRun.Status.INTERRUPTED, 2)
     assert Account.objects.filter(status=Account.TRIAL_EXPIRED, expiry_run=run).count() == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "lasting"),
+    [
+        ("expire_trials --batch-size=1", "What it expired stays expired; the next run takes the rest."),
+        ("send_trial_notices", "What was sent is on record; the next run sends the rest."),
+    ],
+)
+def test_a_second_signal_stops_threads_at_once(
+    many_customers: Customers, environment: Mapping[str, str], how: signal.Signals, command: str, lasting: str
+) -> None:
+    make_accounts(2, ended=timedelta(days=-0.5), now=timezone.now())
+    notices.queue_notices(now=timezone.now())
+    rows = many_customers.due[:2] if "expire" in command else Notice.objects.order_by("pk")[:2]
+    with (
+        gate_before(*rows) as gate,
+        started(environment, *command.split(), "--jobs=2", TRIAL_NOTICES="1") as process,
+    ):
+        gate.wait_until_held(2)
+        process.send_signal(how)
+        process.send_signal(signal.SIGTERM if how == signal.SIGINT else signal.SIGINT)
+        assert_stopped(process, lasting)  # while both threads wait in the database
+
+    assert {run.status for run in ExpiryRun.objects.all()} <= {ExpiryRun.Status.INTERRUPTED}
+    assert not Account.objects.filter(status=Account.TRIAL_EXPIRED, expiry_run__isnull=False)
+    assert not Notice.objects.exclude(attempts=0)

@@ -31,6 +31,7 @@ class Command(TrialCommand):
             help="Apply the rule as of this moment, such as 2026-03-01T00:00:00Z; in the future only with --dry-run.",
         )
         self.add_batch_size(parser, verb="expired")
+        self.add_jobs(parser, what="Transactions")
         parser.add_argument(
             "--max-accounts",
             type=types.whole_number(),
@@ -50,6 +51,7 @@ class Command(TrialCommand):
         dry_run: bool = False,
         as_of: datetime | None = None,
         batch_size: int = services.BATCH_SIZE,
+        jobs: int = 1,
         max_accounts: int | None = None,
         if_stale: float | None = None,
         **options: Any,
@@ -72,7 +74,7 @@ class Command(TrialCommand):
                 now=now,
                 batch_size=batch_size,
                 max_accounts=max_accounts,
-                run_slices=partial(services.run_in_turn, after_slice=after_slice),
+                run_slices=partial(services.run_here, after_slice=after_slice, jobs=jobs),
             )
         if run.status == ExpiryRun.Status.UNDONE:
             raise CommandError(f"Run {run.pk} was undone by {run.undone_by} while it was running.")

@@ -40,6 +40,7 @@ class Command(TrialCommand):
             metavar="N",
             help="Attempt at most N mails in this run; the others stay queued for the next.",
         )
+        self.add_jobs(parser, what="Mails", over="connections of its own to the mail server and the database")
         parser.add_argument(
             "--max-notices",
             type=types.whole_number(),
@@ -53,6 +54,7 @@ class Command(TrialCommand):
         dry_run: bool = False,
         as_of: datetime | None = None,
         limit: int | None = None,
+        jobs: int = 1,
         max_notices: int | None = None,
         **options: Any,
     ) -> None:
@@ -64,7 +66,7 @@ class Command(TrialCommand):
         if dry_run:
             self.say_what_would_happen(now, max_notices=max_notices)
         elif settings.TRIAL_NOTICES:
-            self.queue_and_deliver(now, limit=limit, max_notices=max_notices)
+            self.queue_and_deliver(now, limit=limit, jobs=jobs, max_notices=max_notices)
 
     def check_migrations(self) -> None:
         if settings.TRIAL_NOTICES:  # otherwise the command writes nothing
@@ -77,11 +79,11 @@ class Command(TrialCommand):
         if max_notices is not None and owed.total + pending > max_notices:
             self.say(f"Would be refused: at most {max_notices} may be owed.")
 
-    def queue_and_deliver(self, now: datetime, *, limit: int | None, max_notices: int | None) -> None:
+    def queue_and_deliver(self, now: datetime, *, limit: int | None, jobs: int, max_notices: int | None) -> None:
         queued = notices.queue_notices(now=now, max_notices=max_notices)
         self.say(f"Queued {queued.total} notice(s): {queued}")
         with stop_signals_deferred() as stop:
-            outcome = delivery.deliver_notices(now=now, limit=limit, stop=stop.is_set)
+            outcome = delivery.deliver_notices(now=now, limit=limit, stop=stop.is_set, jobs=jobs)
         waiting = Notice.objects.pending().count()
         self.say(f"Delivered: {outcome}; {waiting} wait")
         if outcome.trouble:

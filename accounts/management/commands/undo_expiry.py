@@ -37,6 +37,7 @@ class Command(TrialCommand):
             "Without it the next run expires again those that are due.",
         )
         self.add_batch_size(parser, verb="put back")
+        self.add_jobs(parser, what="Transactions")
         parser.add_argument(
             "--by",
             type=types.name(at_most=255),
@@ -52,6 +53,7 @@ class Command(TrialCommand):
         dry_run: bool,
         extend_days: int | None,
         batch_size: int,
+        jobs: int,
         by: str,
         **options: Any,
     ) -> None:
@@ -70,7 +72,13 @@ class Command(TrialCommand):
             return
         with self.progress() as after_slice:
             undone = services.undo_run(
-                run=found, now=now, by=by, extend_days=extend_days, batch_size=batch_size, after_slice=after_slice
+                run=found,
+                now=now,
+                by=by,
+                extend_days=extend_days,
+                batch_size=batch_size,
+                after_slice=after_slice,
+                jobs=jobs,
             )
         self.say(f"Put {undone} account(s) back on trial")
         if left := Account.objects.still_expired_by(found).count():
