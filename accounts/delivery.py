@@ -272,7 +272,7 @@ def compose(notice: Notice, *, now: datetime) -> EmailMultiAlternatives:
     user = notice.account.user
     if not user.email:
         raise ValueError("The user has no e-mail address.")
-    context = {
+    context: dict[str, Any] = {
         "account": notice.account,
         "user": user,
         "trial_ends_at": notice.trial_ends_at,
@@ -280,14 +280,14 @@ def compose(notice: Notice, *, now: datetime) -> EmailMultiAlternatives:
         "site_name": settings.SITE_NAME,
         "site_url": settings.SITE_URL,
     }
-    subject, text, html = (
-        render_to_string(f"accounts/notices/{notice.kind}{part}", context) for part in ("_subject.txt", ".txt", ".html")
-    )
+    template = f"accounts/notices/{notice.kind}"
+    context["subject"] = " ".join(render_to_string(f"{template}_subject.txt", context).split())
+    text, html = (render_to_string(f"{template}{part}", context) for part in (".txt", ".html"))
     headers = {"Message-ID": message_id(notice), "Auto-Submitted": "auto-generated"}  # no holiday replies
     if notice.kind == Notice.Kind.ENDING_SOON and settings.TRIAL_NOTICE_UNSUBSCRIBE:
         headers["List-Unsubscribe"] = f"<{settings.TRIAL_NOTICE_UNSUBSCRIBE}>"
     message = EmailMultiAlternatives(
-        subject=" ".join(subject.split()), body=text.strip() + "\n", to=[user.email], headers=headers
+        subject=context["subject"], body=text.strip() + "\n", to=[user.email], headers=headers
     )
     message.attach_alternative(html, "text/html")
     return message

@@ -205,9 +205,9 @@ class Account(models.Model):
         BETA = "beta"
         TRIALING = "trialing"
         ACTIVE = "active"
-        PAST_DUE = "past_due"
-        CANCELED = "canceled"
-        TRIAL_EXPIRED = "trial_expired"
+        PAST_DUE = "past_due", "Past due"
+        CANCELED = "canceled", "Cancelled"  # stored as Stripe spells it
+        TRIAL_EXPIRED = "trial_expired", "Trial expired"
 
     EXEMPT = Status.EXEMPT
     BETA = Status.BETA
@@ -270,7 +270,7 @@ class Account(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"account {self.pk}, {self.status}"
+        return f"account {self.pk}, {self.get_status_display().lower()}"
 
     def default_trial_ends_at(self) -> datetime:
         """``TRIAL_DAYS`` after creation."""
@@ -298,7 +298,7 @@ class Notice(models.Model):
     class Kind(models.TextChoices):
         """The content of the mail."""
 
-        ENDING_SOON = "ending_soon"
+        ENDING_SOON = "ending_soon", "Ending soon"
         ENDED = "ended"
 
     class Status(models.TextChoices):
@@ -306,8 +306,8 @@ class Notice(models.Model):
 
         PENDING = "pending"
         SENT = "sent"
-        SKIPPED = "skipped", "skipped: no longer true"
-        GIVEN_UP = "given_up"
+        SKIPPED = "skipped", "Skipped: no longer true"
+        GIVEN_UP = "given_up", "Given up"
 
     account = models.ForeignKey(
         Account,
@@ -371,4 +371,4 @@ class Notice(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"notice {self.pk}, {self.kind}, {self.status}"
+        return f"notice {self.pk}, {self.get_kind_display().lower()}, {self.get_status_display().lower()}"

@@ -18,7 +18,7 @@ from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from accounts import ledger
-from accounts.models import CLOCKS_MAY_DIFFER, LATEST_END, Account, AccountQuerySet, ExpiryRun, grace_cutoff
+from accounts.models import CLOCKS_MAY_DIFFER, LATEST_END, Account, AccountQuerySet, ExpiryRun, Notice, grace_cutoff
 from accounts.slices import AfterSlice, Change, Slice, plan
 
 BATCH_SIZE = 10_000
@@ -177,6 +177,8 @@ class UndoPreview:
     """Accounts that this run expired and that paid or were cancelled since. They do not change."""
     extended: int
     """Accounts that this run expired and that were extended one by one since, or deleted. They do not change."""
+    mailed: int
+    """Of those that would return: how many customers were mailed that their trial has ended."""
 
     @property
     def left_alone(self) -> int:
@@ -199,6 +201,11 @@ def preview_undo(*, run: ExpiryRun, now: datetime) -> UndoPreview:
         due_again=expired.ended_before(grace_cutoff(now)).count(),
         moved_on=pointing - would_return,
         extended=max(0, run.expired_count - run.undone_count - pointing),
+        mailed=expired.filter(
+            notices__kind=Notice.Kind.ENDED,
+            notices__status=Notice.Status.SENT,
+            notices__trial_ends_at=F("trial_ends_at"),
+        ).count(),
     )
 
 

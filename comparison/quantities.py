@@ -2,7 +2,7 @@
 
 from math import floor, log10
 
-from accounts.templatetags import durations
+from accounts import words
 from comparison.measurements import Spread
 
 SPACE = "\N{NO-BREAK SPACE}"  # between a figure and its unit
@@ -23,7 +23,7 @@ def number(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """In the unit that suits: 350 µs, 12.3 ms, 4.50 s, 12 min, 3 h."""
-    return durations.duration(seconds, digits=3).replace(" ", SPACE)
+    return words.duration(seconds, digits=3).replace(" ", SPACE)
 
 
 def times(ratio: float) -> str:

@@ -60,3 +60,15 @@ def create_sample(*, size: int, seed: int, now: datetime) -> None:
         User.objects.filter(is_superuser=False).delete()
         User.objects.bulk_create(users, batch_size=1000)
         Account.objects.bulk_create(accounts, batch_size=1000)
+
+
+def add_due(*, count: int, now: datetime) -> None:
+    """Add ``count`` customers to the sample, whose grace ended an hour before ``now`` and whom no run has seen."""
+    created = now - timedelta(days=settings.TRIAL_DAYS + settings.TRIAL_GRACE_DAYS, hours=1)
+    last = Account.objects.latest("pk").pk
+    numbers = range(last + 1, last + count + 1)
+    emails = {number: f"late.customer.{number}@example.com" for number in numbers}
+    User.objects.bulk_create(
+        User(pk=number, username=email, email=email, date_joined=created) for number, email in emails.items()
+    )
+    Account.objects.bulk_create(Account(pk=number, user_id=number, created=created) for number in numbers)

@@ -21,6 +21,7 @@ from accounts import services
 from accounts.admin.accounts import AccountAdmin
 from accounts.admin.lists import CappedPaginator
 from accounts.models import Account, ExpiryRun, Notice
+from accounts.words import NOTHING
 from tests.factories import AccountFactory, NoticeFactory, UserFactory, fill_tables
 from tests.runs import DAY
 from users.models import User
@@ -140,7 +141,7 @@ def test_days_left_are_whole_days(admin_client: Client, hours: int, left: str) -
 def test_an_account_that_is_not_trialing_has_no_days_left(admin_client: Client) -> None:
     AccountFactory.create(status=Account.ACTIVE)
 
-    assert '<td class="field-days_left">-</td>' in admin_client.get(ACCOUNTS).content.decode()
+    assert f'<td class="field-days_left">{NOTHING}</td>' in admin_client.get(ACCOUNTS).content.decode()
 
 
 def test_the_ledger_tells_how_fast_a_run_was_and_leads_to_its_accounts(admin_client: Client, now: datetime) -> None:
@@ -154,11 +155,70 @@ def test_the_ledger_tells_how_fast_a_run_was_and_leads_to_its_accounts(admin_cli
         longest_slice=timedelta(milliseconds=80),
         error="OperationalError: the connection was lost",
     )
-    page = admin_client.get(RUNS).content.decode()
+    ledger = admin_client.get(RUNS).content.decode()
+    page = admin_client.get(f"{RUNS}{run.pk}/change/").content.decode()
 
-    for cell in ("2026-03-01 12:00", "2 s", "2,500", "80 ms", "OperationalError: the connection was lost"):
-        assert f">{cell}</td>" in page
-    assert f'<a href="{ACCOUNTS}?expiry_run={run.pk}">5,000</a>' in page
+    for cell in ("1 March 2026, 12:00 UTC", "2 s"):
+        assert f">{cell}</td>" in ledger
+    assert '<span class="status failed">Failed</span><div class="note">OperationalError: the connection' in ledger
+    for value in ("1 March 2026, 12:00:02 UTC", "2,500", "80 ms", "OperationalError: the connection was lost"):
+        assert f">{value}</div>" in page
+    for answer in (ledger, page):
+        assert f'<a href="{ACCOUNTS}?expiry_run={run.pk}">5,000</a>' in answer
+    assert "Trials that had ended" not in page  # the help text of a form
+
+
+def test_the_ledger_leaves_out_runs_that_found_nothing_to_do(admin_client: Client, now: datetime) -> None:
+    def recorded(status: str, expired: int = 0) -> ExpiryRun:
+        finished = None if status == "running" else now
+        return ExpiryRun.objects.create(
+            path="command", status=status, as_of=now, finished=finished, expired_count=expired
+        )
+
+    _idle, _under_way = recorded("succeeded"), recorded("running")
+    telling = [recorded("succeeded", 1), recorded("running", 1)]
+    telling += [recorded(status) for status in ("failed", "refused", "interrupted", "undone")]
+
+    page = admin_client.get(RUNS, {"happened": "something"}).content.decode()
+
+    assert {int(pk) for pk in re.findall(r"/expiryrun/(\d+)/change/", page)} == {run.pk for run in telling}
+
+
+def test_a_list_that_a_link_filtered_says_by_what_and_can_be_cleared(
+    admin_client: Client, run: ExpiryRun, notice: Notice
+) -> None:
+    for path, query, words in (
+        (ACCOUNTS, f"expiry_run={run.pk}", f"run: Expired by run {run.pk}"),
+        (NOTICES, f"account={notice.account_id}&status__exact=given_up", "status: Given up; account: Account"),
+        (RUNS, "happened=something", "what happened: Expired somebody or went wrong"),
+    ):
+        page = admin_client.get(f"{path}?{query}").content.decode()
+        assert f"Filtered by {words}" in page
+        assert page.count("Clear all filters") == 2  # there, and above the choices
+        assert "Filtered by" not in admin_client.get(path).content.decode()
+
+
+def test_no_page_has_a_number_or_a_moment_in_another_style(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch, now: datetime
+) -> None:
+    monkeypatch.setattr(CappedPaginator, "count", 3000)
+    account = AccountFactory.create(pk=51234)
+    run = ExpiryRun.objects.create(pk=41234, path="command", as_of=now, due_count=61234, expired_count=61234)
+    NoticeFactory.create(account=account, next_attempt=now)
+
+    pages = [
+        admin_client.get(path).content.decode()
+        for path in (
+            *(ACCOUNTS, RUNS, NOTICES, f"{ACCOUNTS}?expiry_run={run.pk}", f"{ACCOUNTS}51234/change/"),
+            *(f"{RUNS}{run.pk}/change/", f"{RUNS}{run.pk}/undo/"),
+        )
+    ]
+
+    for page in pages:
+        text = re.sub(r"<[^>]*>", " ", page)
+        assert re.findall(r".*(?:\b(?:3000|61234)\b|2026-\d\d|[ap]\.m\.).*", text) == []
+        assert re.findall(r".*[45]1,234.*", page) == []  # a key has no separator
+    assert "3,000 results" in pages[3]
 
 
 def test_a_run_by_celery_leads_to_its_schedule(admin_client: Client, now: datetime) -> None:
@@ -189,7 +249,7 @@ def test_extending_lets_trials_end_later_and_brings_expired_accounts_back(admin_
 
 
 @pytest.mark.parametrize(
-    ("action", "done", "status"), [("activate", "activated", "active"), ("cancel", "canceled", "canceled")]
+    ("action", "done", "status"), [("activate", "activated", "active"), ("cancel", "cancelled", "canceled")]
 )
 def test_actions_go_through_the_service_and_tell_what_it_refused(
     admin_client: Client, action: str, done: str, status: str
@@ -256,32 +316,36 @@ def test_the_confirmation_says_what_an_undo_would_do_and_changes_nothing(admin_c
     run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
     services.activate(account_id=accounts[0].pk)
     services.extend_trial(account_id=accounts[1].pk, days=5, now=now)
+    for account in accounts[1:3]:
+        NoticeFactory.create(account=account, kind="ended", days_before=0, status="sent", sent=now, next_attempt=now)
 
     page = " ".join(admin_client.get(f"{RUNS}{run.pk}/undo/").content.decode().split())
 
     assert "<strong>3 accounts</strong> that this run expired, and that are still expired" in page
-    assert "1 that paid or was canceled since: no change." in page
+    assert "1 that paid or was cancelled since: no change." in page
     assert "1 that was extended or deleted since: no change." in page
-    assert "The rule will expire 3 of them again at the next tick" in page
+    assert "<strong>1 of them was mailed already</strong> that the trial has ended." in page
+    assert "The rule then expires 3 of them again at the next tick" in page
+    assert re.findall(r'value="(\w+)"[^>]* checked', page) == ["extend"]
     assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 3
 
 
 def test_undoing_puts_the_accounts_back_and_says_so_in_ledger_and_history(staff: Staff, run: ExpiryRun) -> None:
     client = staff("view_expiryrun", "undo_expiryrun")
 
-    answer = client.post(f"{RUNS}{run.pk}/undo/", {"extend_days": "14"})
+    answer = client.post(f"{RUNS}{run.pk}/undo/", {"ends": "extend", "days": "14"})
 
     run.refresh_from_db()
     assert (run.status, run.undone_count, run.undone_by) == ("undone", 3, "support")
     assert Account.objects.filter(status=Account.TRIALING, trial_ends_at__gt=timezone.now() + 13 * DAY).count() == 3
     assert answer.headers["Location"] == f"{RUNS}{run.pk}/change/"
-    said = "Undone: 3 accounts are back on trial, extended by 14 days."
+    said = "Undone: 3 accounts back on trial, extended by 14 days."
     assert [str(message) for message in get_messages(answer.wsgi_request)] == [said]
     assert LogEntry.objects.get().get_change_message() == said
 
 
 def test_a_run_that_is_undone_has_nothing_more_to_undo_and_says_so(admin_client: Client, run: ExpiryRun) -> None:
-    admin_client.post(f"{RUNS}{run.pk}/undo/", {"extend_days": ""})
+    admin_client.post(f"{RUNS}{run.pk}/undo/", {"ends": "leave"})
     page = " ".join(admin_client.get(f"{RUNS}{run.pk}/undo/").content.decode().split())
 
     assert "There is nothing to undo" in page
@@ -294,7 +358,7 @@ def test_a_run_that_is_under_way_can_be_stopped(admin_client: Client, now: datet
 
     assert "Undo…" in admin_client.get(f"{RUNS}{run.pk}/change/").content.decode()
     assert "Undoing it stops it." in admin_client.get(f"{RUNS}{run.pk}/undo/").content.decode()
-    admin_client.post(f"{RUNS}{run.pk}/undo/")
+    admin_client.post(f"{RUNS}{run.pk}/undo/", {"ends": "leave"})
 
     run.refresh_from_db()
     assert run.status == "undone"
@@ -304,16 +368,16 @@ def test_an_undo_that_had_to_leave_accounts_out_says_so(
     admin_client: Client, run: ExpiryRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(services, "undo_run", lambda **_: 0)  # as when another transaction holds locks on all three
-    answer = admin_client.post(f"{RUNS}{run.pk}/undo/")
+    answer = admin_client.post(f"{RUNS}{run.pk}/undo/", {"ends": "leave"})
 
-    assert "3 were locked by another transaction. Undo again for the rest." in map(
+    assert "3 accounts left out: locked by another transaction. Undo again for the rest." in map(
         str, get_messages(answer.wsgi_request)
     )
 
 
-@pytest.mark.parametrize("days", ["0", "3651", "x"])
+@pytest.mark.parametrize("days", ["", "0", "3651", "x"])
 def test_a_senseless_extension_undoes_nothing_and_asks_again(admin_client: Client, run: ExpiryRun, days: str) -> None:
-    answer = admin_client.post(f"{RUNS}{run.pk}/undo/", {"extend_days": days})
+    answer = admin_client.post(f"{RUNS}{run.pk}/undo/", {"ends": "extend", "days": days})
 
     assert 'class="errorlist"' in answer.content.decode()
     assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 3
@@ -342,7 +406,7 @@ def test_an_undo_that_fails_says_what_to_do(
         raise DatabaseError("the connection was lost")
 
     monkeypatch.setattr(services, "undo_run", fail)
-    answer = admin_client.post(f"{RUNS}{run.pk}/undo/")
+    answer = admin_client.post(f"{RUNS}{run.pk}/undo/", {"ends": "leave"})
 
     (said,) = get_messages(answer.wsgi_request)
     assert str(said) == (
@@ -373,8 +437,8 @@ def test_only_mails_that_failed_are_tried_again(staff: Staff, notice: Notice, no
     answer = staff("view_notice", "change_notice").post(NOTICES, chosen)
 
     assert [str(message) for message in get_messages(answer.wsgi_request)] == [
-        "2 to be sent by the next delivery.",
-        "2 left as they were: sent already, or no longer true.",
+        "2 mails to be sent by the next delivery.",
+        "2 mails left as before: sent already, or no longer true.",
     ]
     deliverable = Notice.objects.deliverable(timezone.now())
     assert {(n.pk, n.attempts) for n in deliverable} == {(notice.pk, 0), (waiting.pk, 0)}
@@ -427,7 +491,7 @@ def test_an_error_in_the_history_has_one_line_and_is_cut(
         raise DatabaseError("lost\n\x1b[31m\0" + 10_000_000 * "x")
 
     monkeypatch.setattr(services, "undo_run", fail)
-    admin_client.post(f"{RUNS}{run.pk}/undo/")
+    admin_client.post(f"{RUNS}{run.pk}/undo/", {"ends": "leave"})
 
     message = LogEntry.objects.get().get_change_message()
     assert message.startswith("Undo began, and failed: lost [31m xxx")

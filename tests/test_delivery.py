@@ -64,10 +64,11 @@ def test_a_mail_tells_the_end_and_the_time_left_in_text_and_html(
 
     assert received["From"] == "Trials <trials@example.com>"
     assert "Hello Ada & <b>,\n" in text
-    assert "ends in 4 days, on 5 March 2026 at 14:00 UTC" in text
+    assert "ends in 4 days, on 5 March 2026, 14:00 UTC" in text
     assert "https://www.example.com/?a=1&b=2\n" in text
+    assert f">{received['Subject']}</h1>" in html
     assert "Hello Ada &amp; &lt;b&gt;," in html
-    assert "<strong>in 4 days</strong>, on 5 March 2026 at 14:00&nbsp;UTC" in html
+    assert "<strong>in 4 days</strong>, on 5 March 2026, 14:00 UTC" in html
     assert 'href="https://www.example.com/?a=1&amp;b=2"' in html
 
 

@@ -119,6 +119,28 @@ def assert_the_demo_is_as_always(result: subprocess.CompletedProcess[str]) -> No
     assert result.stdout.rstrip().endswith("make test")
 
 
+def assert_the_database_agrees(database: str) -> None:
+    """The ledger, the accounts and beat's schedule tell what the demo showed, and something is due."""
+
+    def rows(sql: str) -> list[Any]:
+        return connection.execute(sql).fetchall()
+
+    with closing(sqlite3.connect(database)) as connection:
+        runs = rows("SELECT path, status, expired_count, undone_count FROM accounts_expiryrun ORDER BY id")
+        pointing = rows("SELECT expiry_run_id, count(*) FROM accounts_account WHERE expiry_run_id > 0 GROUP BY 1")
+        ticks = rows("SELECT last_run_at > '2' FROM django_celery_beat_periodictask WHERE task LIKE '%expire_trials'")
+        due = rows(
+            "SELECT count(*) FROM accounts_account "
+            "WHERE status = 'trialing' AND trial_ends_at < datetime('now', '-1 day', '-30 minutes')"
+        )
+
+    expired = runs[0][2]
+    assert runs == [("command", "undone", expired, expired), ("celery", "succeeded", expired, 0)]
+    assert pointing == [(2, expired)]
+    assert ticks == [(1,)]
+    assert due == [(300 // 40,)]
+
+
 @pytest.mark.postgres  # once is enough: it uses a database of its own
 def test_make_demo_obeys_no_setting_of_the_machine_and_leaves_no_process(
     demo_environment: dict[str, str], tmp_path: Path
@@ -139,6 +161,7 @@ def test_make_demo_obeys_no_setting_of_the_machine_and_leaves_no_process(
         )
 
     assert_the_demo_is_as_always(result)
+    assert_the_database_agrees(demo_environment["DEMO_DATABASE"])
     assert configured.connections == 0
     assert started_by_the_demo(demo_environment["DEMO_DATABASE"]) == []
 

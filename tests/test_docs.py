@@ -1,11 +1,13 @@
 """The names in the documentation exist."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 from django.apps import apps
 from django.conf import settings
+from django.core.management import get_commands
 from django.db.models import Model
 
 PAGES = [*sorted(settings.BASE_DIR.glob("*.md")), *sorted((settings.BASE_DIR / "docs").glob("*.md"))]
@@ -31,6 +33,17 @@ def test_every_verb_of_make_that_a_page_names_exists(page: Path) -> None:
     verbs = set(re.findall(r"^(\S+):.*## ", (settings.BASE_DIR / "Makefile").read_text(), re.MULTILINE)) | {".venv"}
 
     assert set(re.findall(r"(?:`|^\$ |^)make (\S+?)[`\s]", page.read_text(), re.MULTILINE)) <= verbs
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_a_page_names_exists(page: Path) -> None:
+    named = set(re.findall(r"(?:\./manage\.py|python manage\.py|/manage\.py) (\w+)", page.read_text()))
+
+    assert named <= set(get_commands())
+
+
+def test_manage_py_can_be_called_by_its_name() -> None:
+    assert os.access(settings.BASE_DIR / "manage.py", os.X_OK)
 
 
 @pytest.mark.parametrize("model", list(apps.get_app_config("accounts").get_models()), ids=lambda model: model.__name__)

@@ -21,7 +21,6 @@ from accounts import services
 from accounts.admin import charts, overview, schedule
 from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue
-from accounts.templatetags.durations import duration
 from project.celery import app
 from sandbox import servers
 from tests.conftest import Process
@@ -271,24 +270,6 @@ def test_bars_are_stacked_from_the_bottom_and_the_smallest_can_be_seen() -> None
 
 def test_a_chart_of_nothing_is_empty(now: datetime) -> None:
     assert overview.collect(now=now).expired.total == 0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0, "0 ms"),
-        (0.0634, "63 ms"),
-        (4.24, "4.2 s"),
-        (35.4, "35 s"),
-        (5400, "90 min"),
-        (9000, "2.5 h"),
-        (1.0, "1 s"),
-        (2100, "35 min"),
-        (950400, "11 days"),
-    ],
-)
-def test_durations_are_told_in_words(seconds: float, words: str) -> None:
-    assert duration(timedelta(seconds=seconds)) == words
 
 
 # --- The fuse, and other problems ---

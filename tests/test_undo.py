@@ -17,7 +17,7 @@ from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue, UndoPreview
 from accounts.slices import Slice, plan
 from sandbox.servers import wait_for
-from tests.factories import AccountFactory, make_accounts
+from tests.factories import AccountFactory, NoticeFactory, make_accounts
 from tests.locks import Sql, meanwhile, trigger_on_update, wait_until_blocked
 from tests.runs import DAY, assert_ledger_is_true, expire
 
@@ -349,16 +349,18 @@ def test_undos_payments_and_the_run_itself_at_once_leave_a_true_ledger(now: date
 def test_the_preview_says_what_would_happen_and_changes_nothing(now: datetime) -> None:
     make_accounts(5, ended=10 * DAY, now=now)
     run = expire(now)
-    paid, cancelled, extended, recent, _ = Account.objects.order_by("pk")
+    paid, cancelled, extended, recent, last = Account.objects.order_by("pk")
     services.activate(account_id=paid.pk)
     services.cancel(account_id=cancelled.pk)
     services.extend_trial(account_id=extended.pk, days=1, now=now)
+    for account in (paid, last):
+        NoticeFactory.create(account=account, kind="ended", days_before=0, status="sent", sent=now, next_attempt=now)
     Account.objects.filter(pk=recent.pk).update(trial_ends_at=now)  # corrected by hand
     before = rows()
 
     preview = services.preview_undo(run=run, now=now)
 
-    assert preview == UndoPreview(would_return=2, due_again=1, moved_on=2, extended=1)
+    assert preview == UndoPreview(would_return=2, due_again=1, moved_on=2, extended=1, mailed=1)
     assert preview.left_alone == 3
     assert rows() == before
     run.refresh_from_db()

@@ -14,8 +14,9 @@ from django.utils.html import format_html
 
 from accounts import services
 from accounts.admin import overview
-from accounts.admin.lists import EMAIL_FIELD, EMAIL_HELP, MINUTES, NOTHING, ReadOnlyAdmin, customer
+from accounts.admin.lists import EMAIL_FIELD, EMAIL_HELP, LinkedFilter, ReadOnlyAdmin, customer, in_utc, status
 from accounts.models import Account, ExpiryRun
+from accounts.words import NOTHING
 
 
 class TrialFilter(admin.SimpleListFilter):
@@ -27,10 +28,10 @@ class TrialFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: object) -> Iterable[tuple[str, str]]:
         """The choices, in the order in which an account reaches them."""
         return (
-            ("ending", "ends within 7 days"),
-            ("grace", "in grace"),
-            ("due", "due"),
-            ("expired", "expired in the last 7 days"),
+            ("ending", "Ends within 7 days"),
+            ("grace", "In grace"),
+            ("due", "Due"),
+            ("expired", "Expired in the last 7 days"),
         )
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Account]) -> QuerySet[Account]:
@@ -47,6 +48,14 @@ class TrialFilter(admin.SimpleListFilter):
                 runs = ExpiryRun.objects.filter(as_of__gt=now - overview.SOON)
                 return queryset.filter(status=Account.TRIAL_EXPIRED, expiry_run__in=runs)
         return queryset
+
+
+class RunFilter(LinkedFilter):
+    """The accounts that still point to a run."""
+
+    title = "run"
+    parameter_name = "expiry_run"
+    choice = "Expired by run {}"
 
 
 class AccountActionForm(ActionForm):
@@ -68,9 +77,9 @@ Verb = Callable[[int], bool]
 class AccountAdmin(ReadOnlyAdmin):
     """Shows the status of each account and the run that expired it, and offers the actions of support."""
 
-    list_display = ("customer", "status", "days_left", "ends", "run")
+    list_display = ("customer", "state", "days_left", "ends", "run")
     list_display_links = ("customer",)
-    list_filter = ("status", TrialFilter)
+    list_filter = ("status", TrialFilter, RunFilter)
     list_select_related = ("user", "expiry_run")
     search_fields = (f"user__{EMAIL_FIELD}__iexact",)
     search_help_text = EMAIL_HELP
@@ -81,6 +90,13 @@ class AccountAdmin(ReadOnlyAdmin):
 
     ACTION_LIMIT = 1000
     """The most accounts that an action changes. More would take longer than a request may."""
+
+    ends = in_utc("trial_ends_at", "trial ends")
+
+    @admin.display(description="status")
+    def state(self, account: Account) -> str:
+        """The status, marked."""
+        return status(account)
 
     @admin.display(description="customer")
     def customer(self, account: Account) -> str:
@@ -93,11 +109,6 @@ class AccountAdmin(ReadOnlyAdmin):
         if account.status != Account.TRIALING:
             return NOTHING
         return str((account.trial_ends_at - timezone.now()) // timedelta(days=1))
-
-    @admin.display(description="trial ends at")
-    def ends(self, account: Account) -> str:
-        """The moment in UTC, short enough for a list."""
-        return f"{account.trial_ends_at:{MINUTES}}"
 
     @admin.display(description="expired by")
     def run(self, account: Account) -> str:
@@ -131,7 +142,7 @@ class AccountAdmin(ReadOnlyAdmin):
     @admin.action(description="Cancel", permissions=["operate"])
     def cancel(self, request: HttpRequest, accounts: QuerySet[Account]) -> None:
         """Cancel accounts."""
-        self._apply(request, accounts, "canceled", lambda pk: services.cancel(account_id=pk))
+        self._apply(request, accounts, "cancelled", lambda pk: services.cancel(account_id=pk))
 
     def _apply(self, request: HttpRequest, accounts: QuerySet[Account], done: str, verb: Verb) -> None:
         chosen = list(accounts[: self.ACTION_LIMIT + 1])

@@ -1,14 +1,22 @@
 """Base classes of the admin's lists: fast with millions of rows, and read-only where the services write the rows."""
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_user_model
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.core.paginator import Paginator
-from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.utils.functional import cached_property
+from django.utils.html import format_html, format_html_join
+from django.utils.text import Truncator
+
+from accounts.log import one_line
+from accounts.words import NOTHING, moment, number
 
 if TYPE_CHECKING:
     AnyModelAdmin = admin.ModelAdmin[Any]
@@ -17,8 +25,6 @@ else:
     AnyModelAdmin = admin.ModelAdmin
     AnyPaginator = Paginator
 
-MINUTES = "%Y-%m-%d %H:%M"
-NOTHING = "-"
 EMAIL_FIELD = get_user_model().get_email_field_name()
 EMAIL_HELP = "The whole e-mail address, in upper or lower case."
 
@@ -26,6 +32,57 @@ EMAIL_HELP = "The whole e-mail address, in upper or lower case."
 def customer(user: AbstractBaseUser) -> str:
     """The e-mail address of the user, or the user name where there is none."""
     return getattr(user, EMAIL_FIELD, "") or user.get_username()
+
+
+def in_utc(field: str, title: str = "", *, seconds: bool = False) -> Callable[[object, Model], str]:
+    """A column for the moment in ``field``, to the minute or the second; named like the field without a ``title``."""
+
+    @admin.display(description=title or field.replace("_", " "))
+    def column(_: object, row: Model) -> str:
+        return moment(getattr(row, field), seconds=seconds)
+
+    return column
+
+
+def status(row: Any, *notes: str) -> str:
+    """The status of a row in words, marked by a sign and a colour, and below it the beginning of each note."""
+    label = format_html('<span class="status {}">{}</span>', row.status, row.get_status_display())
+    lines = ((Truncator(one_line(note, most=200)).chars(120),) for note in notes if note)
+    return label + format_html_join("", '<div class="note">{}</div>', lines)
+
+
+class LinkedFilter(admin.SimpleListFilter):
+    """A filter that a link on another page sets, such as the accounts of one run. It is shown only while it is set."""
+
+    choice: ClassVar[str]
+    """The words for what is shown, with ``{}`` for the key that was given."""
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> Iterable[tuple[str, str]]:
+        """The one choice beside "All"."""
+        key = self.value()
+        return [(key, self.choice.format(key))] if key else []
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows of this key. What is no key leads back to the whole list, as Django's own filters do."""
+        key = self.value()
+        try:
+            return queryset.filter(**{str(self.parameter_name): key}) if key else queryset
+        except ValueError as error:
+            raise IncorrectLookupParameters(error) from error
+
+
+class TellingChangeList(ChangeList):
+    """A list that says what it is filtered by, for those who came by a link."""
+
+    @property
+    def filtered_by(self) -> list[str]:
+        """The choices in force, such as "status: Failed". Each filter's first choice is "All"."""
+        return [
+            f"{spec.title}: {choice['display']}"
+            for spec in self.filter_specs
+            for choice in list(spec.choices(self))[1:]
+            if choice["selected"]
+        ]
 
 
 class CappedPaginator(AnyPaginator):
@@ -53,6 +110,19 @@ class LargeTableAdmin(AnyModelAdmin):
     show_facets = admin.ShowFacets.NEVER  # each facet would count all rows
     ordering = ("-pk",)
     sortable_by = ()
+    empty_value_display = NOTHING
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """The list that admin/accounts/change_list.html shows."""
+        return TellingChangeList
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Django's, with the thousands separated where Django does not."""
+        answer = super().changelist_view(request, extra_context)
+        context = getattr(answer, "context_data", None)
+        if context and "cl" in context:
+            context["selection_note_all"] = f"All {number(context['cl'].result_count)} selected"
+        return answer
 
     class Media:
         css: ClassVar = {"all": ["accounts/admin.css"]}
@@ -60,6 +130,11 @@ class LargeTableAdmin(AnyModelAdmin):
 
 class ReadOnlyAdmin(LargeTableAdmin):
     """Shows rows, without forms to add, change or delete them."""
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        """The form without help texts, which explain what to enter."""
+        nothing = dict.fromkeys((field.name for field in self.opts.get_fields()), "")
+        return super().get_form(request, obj, change=change, **{"help_texts": nothing, **kwargs})
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Always False: the application creates the rows."""

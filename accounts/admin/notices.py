@@ -3,46 +3,70 @@
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import format_html
 
 from accounts import notices
-from accounts.admin.lists import EMAIL_FIELD, EMAIL_HELP, MINUTES, NOTHING, ReadOnlyAdmin
+from accounts.admin.lists import EMAIL_FIELD, EMAIL_HELP, LinkedFilter, ReadOnlyAdmin, in_utc, status
 from accounts.admin.lists import customer as customer_name
-from accounts.log import one_line
 from accounts.models import Notice
+from accounts.words import moment, plural
+
+
+class AccountFilter(LinkedFilter):
+    """The mails to one account."""
+
+    title = "account"
+    parameter_name = "account"
+    choice = "Account {}"
 
 
 @admin.register(Notice)
 class NoticeAdmin(ReadOnlyAdmin):
     """Shows the delivery status of each mail, and retries those that failed."""
 
-    list_display = ("id", "customer", "kind", "days_before", "ends", "status", "attempts", "short_error", "when")
-    list_filter = ("status", "kind")
+    list_display = ("mail", "customer", "ends", "state")
+    list_filter = ("status", "kind", AccountFilter)
     list_select_related = ("account__user",)
     search_fields = (f"account__user__{EMAIL_FIELD}__iexact",)
     search_help_text = EMAIL_HELP
     actions = ("retry",)
+    fields = (
+        *("mail", "customer", "ends", "status", "attempts", "last_error"),
+        *("queued_at", "claimed_at", "sent_at", "next"),
+    )
+    readonly_fields = ("mail", "customer", "ends", "queued_at", "claimed_at", "sent_at", "next")
+
+    ends = in_utc("trial_ends_at", "trial ends")
+    queued_at = in_utc("queued", seconds=True)
+    claimed_at = in_utc("claimed", "being sent since", seconds=True)
+    sent_at = in_utc("sent", seconds=True)
+
+    @admin.display(description="mail")
+    def mail(self, notice: Notice) -> str:
+        """What the mail says."""
+        return f"Reminder, {plural(notice.days_before, 'day')} before" if notice.days_before else "Trial ended"
 
     @admin.display(description="customer")
     def customer(self, notice: Notice) -> str:
-        """The recipient."""
-        return customer_name(notice.account.user)
+        """The recipient, with a link to the account."""
+        account = reverse("admin:accounts_account_change", args=[notice.account_id])
+        return format_html('<a href="{}">{}</a>', account, customer_name(notice.account.user))
 
-    @admin.display(description="trial ends at")
-    def ends(self, notice: Notice) -> str:
-        """The end of the trial that the mail announces, in UTC."""
-        return f"{notice.trial_ends_at:{MINUTES}}"
+    @admin.display(description="status")
+    def state(self, notice: Notice) -> str:
+        """What became of the mail and when, and the beginning of the error. The page of the notice shows all of it."""
+        if notice.sent:
+            when = moment(notice.sent)
+        else:
+            when = f"next attempt {moment(notice.next_attempt)}" if notice.status == Notice.Status.PENDING else ""
+        return status(notice, when, notice.last_error)
 
-    @admin.display(description="sent, or next attempt")
-    def when(self, notice: Notice) -> str:
-        """When the mail was sent or, while it is pending, when it is tried next."""
-        moment = notice.sent or (notice.next_attempt if notice.status == Notice.Status.PENDING else None)
-        return f"{moment:{MINUTES}}" if moment else NOTHING
-
-    @admin.display(description="error")
-    def short_error(self, notice: Notice) -> str:
-        """The beginning of the error. The page of the notice shows all of it."""
-        return one_line(notice.last_error, most=60)
+    @admin.display(description="next attempt")
+    def next(self, notice: Notice) -> str:
+        """When the mail is tried next, while it is pending."""
+        return moment(notice.next_attempt if notice.status == Notice.Status.PENDING else None, seconds=True)
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Users with the permission to change notices may retry them."""
@@ -58,8 +82,10 @@ class NoticeAdmin(ReadOnlyAdmin):
                 retried += 1
                 self.log_change(request, notice, "Queued for another attempt.")
         if retried:
-            self.message_user(request, f"{retried} to be sent by the next delivery.", messages.SUCCESS)
+            self.message_user(request, f"{plural(retried, 'mail')} to be sent by the next delivery.", messages.SUCCESS)
         if refused := len(chosen) - retried:
             self.message_user(
-                request, f"{refused} left as they were: sent already, or no longer true.", messages.WARNING
+                request,
+                f"{plural(refused, 'mail')} left as before: sent already, or no longer true.",
+                messages.WARNING,
             )

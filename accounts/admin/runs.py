@@ -1,165 +1,130 @@
-"""The admin's pages of runs: the ledger of both paths, and the undo of a run."""
+"""The admin's pages of runs, the ledger of both paths."""
 
-from datetime import datetime
+from collections.abc import Iterable
 from typing import Any
 
-from django import forms
 from django.apps import apps
-from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
-from django.db import DatabaseError
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.shortcuts import get_object_or_404
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
-from django.utils import timezone
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 from django.utils.html import format_html
 
-from accounts import services
-from accounts.admin.lists import MINUTES, NOTHING, ReadOnlyAdmin
-from accounts.log import one_line
+from accounts.admin.lists import in_utc, status
+from accounts.admin.undo import UndoAdmin
 from accounts.models import Account, ExpiryRun
-from accounts.templatetags.durations import duration
+from accounts.words import NOTHING, duration, number
 
 
-class UndoForm(forms.Form):
-    """The options of an undo."""
+class HappenedFilter(admin.SimpleListFilter):
+    """Leaves out the runs that found nothing to do, which are most of them."""
 
-    extend_days = forms.IntegerField(
-        label="Also extend by days",
-        required=False,
-        min_value=1,
-        max_value=services.LONGEST_EXTENSION,
-        help_text="Counted from the end of the trial or from now, whichever is later. Empty: trials end when they did.",
-    )
+    title = "what happened"
+    parameter_name = "happened"
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> Iterable[tuple[str, str]]:
+        """The one choice beside "All"."""
+        return [("something", "Expired somebody or went wrong")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[ExpiryRun]) -> QuerySet[ExpiryRun]:
+        """The runs that expired an account, and those that did not succeed."""
+        if self.value() != "something":
+            return queryset
+        return queryset.exclude(expired_count=0, status__in=[ExpiryRun.Status.SUCCEEDED, ExpiryRun.Status.RUNNING])
 
 
 @admin.register(ExpiryRun)
-class ExpiryRunAdmin(ReadOnlyAdmin):
-    """Shows every run of either path, and undoes one."""
+class ExpiryRunAdmin(UndoAdmin):
+    """Shows every run of either path."""
 
-    list_display = (
-        "id",
-        "path",
-        "status",
-        "at",
-        "duration",
-        "due_count",
-        "expired_accounts",
-        "rate",
-        "longest",
-        "short_error",
+    list_display = ("run", "path", "at", "state", "accounts", "duration")
+    list_filter = (HappenedFilter, "status", "path")
+    readonly_fields = (
+        *("as_of_moment", "cutoff_at", "started_at", "finished_at", "undone_moment"),
+        *("due", "expired_accounts", "undone", "rate", "duration", "longest"),
     )
-    list_filter = ("path", "status")
-    fields = (
-        *("path", "status", "as_of", "cutoff", "started", "finished", "duration", "due_count", "expired_accounts"),
-        *(
-            "rate",
-            "slice_count",
-            "jobs",
-            "longest",
-            "error",
-            "undone_count",
-            "undone_at",
-            "undone_by",
-            "host",
-            "task_id",
-        ),
-    )
-    readonly_fields = ("duration", "expired_accounts", "rate", "longest")
     change_form_template = "admin/accounts/expiryrun/change_form.html"
 
-    @admin.display(description="as of")
-    def at(self, run: ExpiryRun) -> str:
-        """The moment in UTC, short enough for a list."""
-        return f"{run.as_of:{MINUTES}}"
+    at = in_utc("as_of")
+    as_of_moment = in_utc("as_of", seconds=True)
+    cutoff_at = in_utc("cutoff", seconds=True)
+    started_at = in_utc("started", seconds=True)
+    finished_at = in_utc("finished", seconds=True)
+    undone_moment = in_utc("undone_at", seconds=True)
+
+    def get_fieldsets(self, request: HttpRequest, run: ExpiryRun | None = None) -> Any:
+        """The fields by what they tell; those of an undo once there was one."""
+        undo = ("Undo", {"fields": ("undone", "undone_moment", "undone_by")})
+        return [
+            (None, {"fields": ("status", "path", "error")}),
+            ("Accounts", {"fields": ("as_of_moment", "cutoff_at", "due", "expired_accounts")}),
+            *([undo] if run and run.undone_at else []),
+            (
+                "Performance",
+                {"fields": ("started_at", "finished_at", "duration", "rate", "slice_count", "jobs", "longest")},
+            ),
+            ("Where it ran", {"fields": ("host", "task_id")}),
+        ]
+
+    @admin.display(description="run")
+    def run(self, run: ExpiryRun) -> str:
+        """The number of the run, without thousands separated, as commands take it."""
+        return str(run.pk)
+
+    @admin.display(description="status")
+    def state(self, run: ExpiryRun) -> str:
+        """The status, and the beginning of the error. The page of the run shows all of it."""
+        return status(run, run.error)
+
+    @admin.display(description="accounts")
+    def accounts(self, run: ExpiryRun) -> str:
+        """How many were expired; of how many, where that differs; and how many are back on trial."""
+        if not run.due_count and not run.expired_count:
+            return "none due"
+        of_due = f" of {number(run.due_count)}" if run.due_count != run.expired_count else ""
+        undone = f", {number(run.undone_count)} undone" if run.undone_count else ""
+        return format_html("{}{} expired{}", self.expired_accounts(run), of_due, undone)
 
     @admin.display
     def duration(self, run: ExpiryRun) -> str:
         """From start to end, by the database's clock."""
-        return duration(run.finished - run.started) if run.finished else NOTHING
+        return duration(run.finished - run.started if run.finished else None)
+
+    @admin.display
+    def due(self, run: ExpiryRun) -> str:
+        """Accounts that were due when the run was planned."""
+        return number(run.due_count)
 
     @admin.display(description="expired")
     def expired_accounts(self, run: ExpiryRun) -> str:
         """The number of accounts, with a link to those that still point to the run."""
         url = reverse("admin:accounts_account_changelist", query={"expiry_run": run.pk})
-        return format_html('<a href="{}">{}</a>', url, f"{run.expired_count:,}") if run.expired_count else "0"
+        return format_html('<a href="{}">{}</a>', url, number(run.expired_count)) if run.expired_count else "0"
+
+    @admin.display
+    def undone(self, run: ExpiryRun) -> str:
+        """Accounts that an undo put back on trial."""
+        return number(run.undone_count)
 
     @admin.display(description="accounts/s")
     def rate(self, run: ExpiryRun) -> str:
         """Accounts expired per second."""
         if not run.expired_count or not run.finished or run.finished == run.started:
             return NOTHING
-        return f"{run.expired_count / (run.finished - run.started).total_seconds():,.0f}"
+        return number(run.expired_count / (run.finished - run.started).total_seconds())
 
     @admin.display(description="longest slice")
     def longest(self, run: ExpiryRun) -> str:
         """The longest time that any account was locked."""
-        return duration(run.longest_slice) if run.longest_slice else NOTHING
-
-    @admin.display(description="error")
-    def short_error(self, run: ExpiryRun) -> str:
-        """The beginning of the error. The page of the run shows all of it."""
-        return one_line(run.error, most=60)
-
-    def has_undo_permission(self, request: HttpRequest) -> bool:
-        """A separate permission, because one click changes many accounts."""
-        return request.user.has_perm("accounts.undo_expiryrun")
-
-    def get_urls(self) -> list[URLPattern]:
-        """The default pages, and the page that confirms an undo."""
-        undo = path("<int:pk>/undo/", self.admin_site.admin_view(self.undo), name="accounts_expiryrun_undo")
-        return [undo, *super().get_urls()]
+        return duration(run.longest_slice or None)
 
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
         """Add links to the undo and to the schedule that started the run."""
         run = context["original"]
-        something_to_undo = run.status == ExpiryRun.Status.RUNNING or run.expired_count > run.undone_count
+        something_to_undo = run.status == ExpiryRun.Status.RUNNING or Account.objects.still_expired_by(run).exists()
         context["undo"] = something_to_undo and self.has_undo_permission(request)
         if run.path == ExpiryRun.Path.CELERY and apps.is_installed("django_celery_beat"):
             from accounts.admin import schedule
 
             context["entry"] = schedule.entry()
         return super().render_change_form(request, context, *args, **kwargs)
-
-    def undo(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """Show what undoing the run would do; undo it on POST."""
-        run = get_object_or_404(ExpiryRun, pk=pk)
-        if not self.has_view_permission(request, run) or not self.has_undo_permission(request):
-            raise PermissionDenied
-        now = timezone.now()
-        form = UndoForm(request.POST if request.method == "POST" else None)
-        if form.is_valid():
-            return self._undo(request, run, now, form.cleaned_data["extend_days"])
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "Undo a run",
-            "subtitle": str(run),
-            "opts": self.opts,
-            "run": run,
-            "form": form,
-            "preview": services.preview_undo(run=run, now=now),
-        }
-        return TemplateResponse(request, "admin/accounts/expiryrun/undo.html", context)
-
-    def _undo(self, request: HttpRequest, run: ExpiryRun, now: datetime, days: int | None) -> HttpResponse:
-        page = HttpResponseRedirect(reverse("admin:accounts_expiryrun_change", args=[run.pk]))
-        try:
-            undone = services.undo_run(run=run, now=now, by=request.user.get_username(), extend_days=days)
-        except DatabaseError as error:
-            reason = one_line(str(error), most=500)
-            self.log_change(request, run, f"Undo began, and failed: {reason}")
-            self.message_user(
-                request,
-                f"The undo failed: {reason}. The accounts that were put back are counted. Undo again for the rest.",
-                messages.ERROR,
-            )
-            return page
-        done = f"Undone: {undone:,} accounts are back on trial" + (f", extended by {days} days." if days else ".")
-        self.log_change(request, run, done)
-        self.message_user(request, done, messages.SUCCESS)
-        if left := Account.objects.still_expired_by(run).count():
-            self.message_user(
-                request, f"{left:,} were locked by another transaction. Undo again for the rest.", messages.WARNING
-            )
-        return page

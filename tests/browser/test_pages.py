@@ -92,16 +92,18 @@ def test_an_operator_undoes_a_run_after_reading_what_that_means(run: ExpiryRun, 
     overview.get_by_role("link", name="succeeded").click()
     overview.get_by_role("link", name="Undo…").click()
     expect(overview.get_by_text("3 accounts that this run expired")).to_be_visible()
-    expect(overview.get_by_text("The rule will expire 3 of them again at the next tick")).to_be_visible()
+    expect(overview.get_by_text("The rule then expires 3 of them again at the next tick")).to_be_visible()
+    expect(overview.get_by_label("Extend the trials")).to_be_checked()
     assert fits(overview)
     overview.get_by_role("link", name="No, take me back").click()
     assert run.accounts.count() == 3
 
     overview.get_by_role("link", name="Undo…").click()
-    overview.get_by_label("Also extend by days").fill("7")
+    overview.get_by_label("Days:").fill("7")
     overview.get_by_role("button", name="Undo this run").click()
 
-    expect(overview.get_by_text("Undone: 3 accounts are back on trial, extended by 7 days.").first).to_be_visible()
+    expect(overview.get_by_text("Undone: 3 accounts back on trial, extended by 7 days.").first).to_be_visible()
+    expect(overview.get_by_role("link", name="Undo…")).to_have_count(0)
     assert not Account.objects.due(timezone.now()).exists()
 
 

@@ -89,6 +89,8 @@ class Command(TrialCommand):
             f"{str(run).capitalize()}, expired {run.expired_count} account(s): {preview.would_return} to put back on "
             f"trial, {preview.moved_on} paid or cancelled and {preview.extended} extended since stay as they are."
         )
+        if preview.mailed:
+            self.say(f"{preview.mailed} of them were mailed already that their trial has ended. An undo mails nobody.")
         if preview.due_again and not extended:
             warning = (
                 f"The rule will expire {preview.due_again} of them again at the next run. To give them time, add "

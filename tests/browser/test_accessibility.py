@@ -1,0 +1,133 @@
+"""Every page of ours at three widths, light and dark: axe finds no violation, and nothing overflows."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from django.utils import timezone
+from playwright.sync_api import Browser, Page
+from pytest_django.live_server_helper import LiveServer
+
+from accounts import services
+from accounts.delivery import compose
+from accounts.models import Account, ExpiryRun, Notice
+from tests.factories import AccountFactory, NoticeFactory, make_accounts
+from tests.runs import DAY
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.faults]
+
+PAGES = (
+    "/admin/",
+    "/admin/accounts/account/",
+    "/admin/accounts/account/?expiry_run={run}",
+    "/admin/accounts/account/?q=nobody@example.com",
+    "/admin/accounts/account/{account}/change/",
+    "/admin/accounts/expiryrun/",
+    "/admin/accounts/expiryrun/?happened=something",
+    "/admin/accounts/expiryrun/{run}/change/",
+    "/admin/accounts/expiryrun/{failed}/change/",
+    "/admin/accounts/expiryrun/{run}/undo/",
+    "/admin/accounts/expiryrun/{failed}/undo/",
+    "/admin/accounts/notice/",
+    "/admin/accounts/notice/?account={account}",
+    "/admin/accounts/notice/{notice}/change/",
+)
+"""A page is a row. The keys in braces are those of ``rows``; a new one is added there."""
+
+DJANGOS = {("label-title-only", "#searchbar")}
+"""Violations in Django's own templates: a rule and a selector. The search field has a picture as its label."""
+
+WIDTHS = (1440, 768, 390)
+
+ERROR = "OperationalError: connection to server at 10.0.3.17, port 5432 failed: FATAL: terminating connection " * 3
+
+
+@pytest.fixture
+def page(browser: Browser, live_server: LiveServer) -> Iterator[Page]:
+    """A page without the content security policy, which forbids the styles that axe sets for a moment."""
+    with browser.new_context(base_url=live_server.url, bypass_csp=True) as context:
+        yield context.new_page()
+
+
+@pytest.fixture
+def rows() -> dict[str, object]:
+    """The keys of rows in every state that a page shows."""
+    now = timezone.now()
+    for days in range(10):
+        make_accounts(days, ended=-days * DAY, now=now)
+    make_accounts(3, ended=20 * DAY, now=now)
+    for status in Account.Status:
+        AccountFactory.create(status=status)
+    failed = ExpiryRun.objects.create(
+        path="celery", status="failed", as_of=now, finished=now, due_count=51234, error=ERROR
+    )
+    ExpiryRun.objects.create(path="celery", as_of=now, due_count=4000, expired_count=2000)
+    for ending in ("succeeded", "refused", "interrupted", "undone"):
+        ExpiryRun.objects.create(path="command", status=ending, as_of=now, finished=now)
+    run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+    account = run.accounts.latest("pk")
+    for days, state in enumerate(Notice.Status, 1):
+        sent = now if state == Notice.Status.SENT else None
+        notice = NoticeFactory.create(account=account, days_before=days, status=state, sent=sent, next_attempt=now)
+    Notice.objects.filter(pk=notice.pk).update(last_error=ERROR)
+    return {"run": run.pk, "failed": failed.pk, "account": account.pk, "notice": notice.pk}
+
+
+def violations(page: Page) -> Iterator[tuple[str, str, str]]:
+    """Rule, selector and text of each element that violates a rule of axe."""
+    found: list[dict[str, Any]] = Axe().run(page).response["violations"]
+    for rule in found:
+        for node in rule["nodes"]:
+            selector = " ".join(map(str, node["target"]))
+            if (rule["id"], selector) not in DJANGOS:
+                yield rule["id"], selector, node["html"][:100]
+
+
+def views(page: Page, path: str) -> Iterator[str]:
+    """Show the page in each colour scheme and width; yields their name.
+
+    It is loaded anew for a scheme, because the admin's colours change in a transition.
+    """
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        answer = page.goto(path)
+        assert answer is None or answer.ok, path
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            yield f"{width}-{scheme}"
+
+
+OVERFLOWS = """[document.documentElement, ...document.querySelectorAll(".results")]
+    .some(element => element.scrollWidth > element.clientWidth)"""
+
+
+def test_no_page_of_ours_violates_a_rule_of_axe_or_overflows(
+    rows: dict[str, object], overview: Page, tmp_path: Path
+) -> None:
+    found: list[tuple[str, ...]] = []
+    for path in PAGES:
+        for view in views(overview, path.format(**rows)):
+            found += [(path, view, *violation) for violation in violations(overview)]
+            if overview.evaluate(OVERFLOWS):
+                found.append((path, view, "overflows"))
+            # To look at: pytest --basetemp=DIRECTORY keeps them.
+            overview.screenshot(path=tmp_path / f"{re.sub(r'[^a-z]+', '-', path).strip('-')}-{view}.png")
+
+    assert found == []
+
+
+def test_no_mail_of_ours_violates_a_rule_of_axe(page: Page, tmp_path: Path) -> None:
+    found: list[tuple[str, ...]] = []
+    for kind, days in (("ending_soon", 7), ("ended", 0)):
+        notice = NoticeFactory.create(kind=kind, days_before=days, next_attempt=timezone.now())
+        html, _mime_type = compose(notice, now=timezone.now()).alternatives[0]
+        mail = tmp_path / f"{kind}.html"
+        mail.write_text(str(html))
+        for view in views(page, mail.as_uri()):
+            found += [(kind, view, *violation) for violation in violations(page)]
+            page.screenshot(path=tmp_path / f"{kind}-{view}.png")
+
+    assert found == []
