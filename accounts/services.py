@@ -20,6 +20,7 @@ from django.utils import timezone
 from accounts import ledger
 from accounts.models import CLOCKS_MAY_DIFFER, LATEST_END, Account, AccountQuerySet, ExpiryRun, Notice, grace_cutoff
 from accounts.slices import AfterSlice, Change, Slice, plan
+from accounts.words import moment
 
 BATCH_SIZE = 10_000
 """Accounts in a slice: locked for 70 to 90 ms on PostgreSQL, and as fast as one statement for all accounts."""
@@ -122,8 +123,8 @@ def expire_trials(
 
 
 TOO_MANY_DUE = (
-    "Refused: {due} accounts are due and at most {limit} may expire in one run. Nothing was changed. If the number is "
-    "right, allow it once with ./manage.py expire_trials --max-accounts {due}, or raise TRIAL_EXPIRY_MAX; if not, look "
+    "Refused: {due:,} accounts are due and at most {limit:,} may expire in one run. Nothing was changed. If the number "
+    "is right, allow it once with ./manage.py expire_trials --max-accounts {due}, or raise TRIAL_EXPIRY_MAX; if not, look "
     "at TRIAL_DAYS, TRIAL_GRACE_DAYS, the trial ends of these accounts and the clock."
 )
 
@@ -142,8 +143,8 @@ def wrong_clock() -> str:
     if abs(here - there) <= CLOCKS_MAY_DIFFER:
         return ""
     return (
-        f"Refused: the clock of this machine says {here:%Y-%m-%d %H:%M:%S} UTC and that of the database "
-        f"{there:%Y-%m-%d %H:%M:%S} UTC. Nothing was changed. Set the clock that is wrong, and run it again."
+        f"Refused: the clock of this machine says {moment(here, seconds=True)} and that of the database "
+        f"{moment(there, seconds=True)}. Nothing was changed. Set the clock that is wrong, and run it again."
     )
 
 

@@ -19,7 +19,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts import ledger, services, slices
+from accounts import ledger, services, slices, words
 from accounts.management.commands.expire_trials import Command
 from accounts.models import Account, ExpiryRun
 from sandbox.servers import wait_for
@@ -172,7 +172,7 @@ def test_if_stale_works_only_when_no_run_succeeded_within_that_time(
 
     assert ExpiryRun.objects.filter(path=ExpiryRun.Path.COMMAND).exists() is works
     if not works:
-        assert output == f"Nothing to do: a run by celery succeeded at {moment:%Y-%m-%d %H:%M} UTC.\n"
+        assert output == f"Nothing to do: a run by celery succeeded at {words.moment(moment)}.\n"
 
 
 # --- Failures and stops ---

@@ -16,6 +16,7 @@ from accounts import health, ledger, services
 from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue, WrongClock
 from accounts.slices import Slice
+from accounts.words import moment
 from tests.factories import AccountFactory, make_accounts
 from tests.runs import DAY, expire
 
@@ -200,8 +201,8 @@ def test_a_wrong_clock_is_refused_names_both_and_changes_nothing(
     run = ExpiryRun.objects.get()
     assert run.error == str(refusal.value)
     assert re.fullmatch(
-        rf"Refused: the clock of this machine says {here:%Y-%m-%d %H:%M:%S} UTC and that of the database "
-        r"20\d\d-[-: \d]{14} UTC\. Nothing was changed\. Set the clock that is wrong, and run it again\.",
+        rf"Refused: the clock of this machine says {moment(here, seconds=True)} and that of the database "
+        r"\d+ \w+ 20\d\d, [:\d]{8} UTC\. Nothing was changed\. Set the clock that is wrong, and run it again\.",
         run.error,
     )
     assert (run.status, run.expired_count) == (ExpiryRun.Status.REFUSED, 0)

@@ -97,9 +97,11 @@ class ExpiryRunAdmin(UndoAdmin):
 
     @admin.display(description="expired")
     def expired_accounts(self, run: ExpiryRun) -> str:
-        """The number of accounts, with a link to those that still point to the run."""
+        """The number of accounts, with a link to those that still point to the run: those that no undo put back."""
+        if run.expired_count == run.undone_count:
+            return number(run.expired_count)
         url = reverse("admin:accounts_account_changelist", query={"expiry_run": run.pk})
-        return format_html('<a href="{}">{}</a>', url, number(run.expired_count)) if run.expired_count else "0"
+        return format_html('<a href="{}">{}</a>', url, number(run.expired_count))
 
     @admin.display
     def undone(self, run: ExpiryRun) -> str:

@@ -11,6 +11,7 @@ from accounts import ledger, services
 from accounts.management import options as types
 from accounts.management.base import BAD_INPUT, TrialCommand
 from accounts.models import Account, ExpiryRun
+from accounts.words import moment
 
 
 class Command(TrialCommand):
@@ -62,7 +63,7 @@ class Command(TrialCommand):
             message = f"--as-of {now.isoformat()} lies in the future. Add --dry-run to see who would expire by then."
             raise CommandError(message, returncode=BAD_INPUT)
         if if_stale and (run := ExpiryRun.objects.succeeded_since(clock - timedelta(hours=if_stale), now=clock)):
-            self.say(f"Nothing to do: a run by {run.path} succeeded at {run.finished:%Y-%m-%d %H:%M} UTC.")
+            self.say(f"Nothing to do: a run by {run.path} succeeded at {moment(run.finished)}.")
             return
         self.say("Search for old trial accounts...")
         if dry_run:
@@ -80,7 +81,7 @@ class Command(TrialCommand):
             raise CommandError(f"Run {run.pk} was undone by {run.undone_by} while it was running.")
         self.say(f"Expired {run.expired_count} trial(s)")
         took = f"{run.slice_count} slice(s), the longest {run.longest_slice.total_seconds():.3f} s"
-        self.say(f"Run {run.pk}: {run.due_count} due as of {run.as_of:%Y-%m-%d %H:%M:%S} UTC, {took}", verbosity=2)
+        self.say(f"Run {run.pk}: {run.due_count} due as of {moment(run.as_of, seconds=True)}, {took}", verbosity=2)
 
     def say_what_would_happen(self, now: datetime, *, limit: int | None) -> None:
         due = Account.objects.due(now).count()
