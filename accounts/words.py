@@ -30,6 +30,28 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
     return f"{number(count)} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
+DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
+
+
+def time_left(now: datetime, end: datetime) -> str:
+    """Say how far ``end`` is from ``now``: in 3 days, in 34 hours, in 5 minutes; 3 days ago when it is past.
+
+    Below two days it names hours and below two hours minutes, so that nobody counts on a day that is not whole. It
+    rounds down: more is left than it says. But days that lack less than an hour are whole, because an hourly schedule
+    sends the reminder of seven days up to an hour later.
+    """
+    left = abs(end - now)
+    if left >= 2 * DAY:
+        text = plural((left + HOUR - timedelta.resolution) // DAY, "day")
+    elif left >= 2 * HOUR:
+        text = plural(left // HOUR, "hour")
+    elif left >= MINUTE:
+        text = plural(left // MINUTE, "minute")
+    else:
+        text = "less than a minute"
+    return f"{text} ago" if end < now else f"in {text}"
+
+
 UNITS = (("days", 86_400.0, 2), ("h", 3_600.0, 2), ("min", 60.0, 2), ("s", 1.0, 1), ("ms", 1e-3, 1), ("µs", 1e-6, 1))
 """Name, seconds, and the smallest number for which the unit is used: 90 min, not 1.5 h."""
 
