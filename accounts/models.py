@@ -22,8 +22,13 @@ CLOCKS_MAY_DIFFER = timedelta(minutes=5)
 
 
 def grace_cutoff(now: datetime) -> datetime:
-    """Trials that ended before this moment are past their grace at ``now``. Only this function subtracts the grace."""
+    """Trials that ended before this moment are past their grace at ``now``."""
     return now - timedelta(days=settings.TRIAL_GRACE_DAYS)
+
+
+def grace_end(trial_ends_at: datetime) -> datetime:
+    """The last moment of the grace of a trial that has ended."""
+    return trial_ends_at + timedelta(days=settings.TRIAL_GRACE_DAYS)
 
 
 def ended_before(cutoff: datetime) -> Q:

@@ -30,25 +30,22 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
     return f"{number(count)} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
-DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
+DAY, HOUR, MINUTE, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
 
 
 def time_left(now: datetime, end: datetime) -> str:
     """Say how far ``end`` is from ``now``: in 3 days, in 34 hours, in 5 minutes; 3 days ago when it is past.
 
     Below two days it names hours and below two hours minutes, so that nobody counts on a day that is not whole. It
-    rounds down: more is left than it says. But days that lack less than an hour are whole, because an hourly schedule
-    sends the reminder of seven days up to an hour later.
+    rounds down, except what lacks less than one of the next smaller unit: an hourly schedule sends the reminder of
+    seven days up to an hour late, and the mail says "in 7 days".
     """
     left = abs(end - now)
-    if left >= 2 * DAY:
-        text = plural((left + HOUR - timedelta.resolution) // DAY, "day")
-    elif left >= 2 * HOUR:
-        text = plural(left // HOUR, "hour")
-    elif left >= MINUTE:
-        text = plural(left // MINUTE, "minute")
-    else:
-        text = "less than a minute"
+    text = "less than a minute"
+    for name, unit, smaller, least in (("day", DAY, HOUR, 2), ("hour", HOUR, MINUTE, 2), ("minute", MINUTE, SECOND, 1)):
+        if left >= least * unit:
+            text = plural((left + smaller - timedelta.resolution) // unit, name)
+            break
     return f"{text} ago" if end < now else f"in {text}"
 
 
