@@ -256,6 +256,9 @@ class Account(models.Model):
         help_text="The run that expired the account.",
     )
 
+    status_now: str
+    """Only in a query ``with_status_at``."""
+
     objects = AccountQuerySet.as_manager()
 
     class Meta:

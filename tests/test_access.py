@@ -35,7 +35,7 @@ class TheRule(TestCase):
         for status, end in population:
             AccountFactory.create(status=status, trial_ends_at=end)
         in_python = {account.pk: access.status_at(account, NOW) for account in Account.objects.all()}
-        in_sql = dict(Account.objects.with_status_at(NOW).values_list("pk", "status_now"))
+        in_sql = {account.pk: account.status_now for account in Account.objects.with_status_at(NOW)}
         assert in_sql == in_python
 
         expire(NOW)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -209,7 +210,7 @@ def test_the_gate_costs_a_query_at_most_and_none_where_the_view_needs_the_accoun
 
 def test_the_gate_works_in_djangos_async_client(account: Account) -> None:
     @async_to_sync  # runs what is not async in this thread, with its transaction
-    async def ask(page: str, **headers: str) -> HttpResponse:
+    async def ask(page: str, **headers: str) -> Any:
         client = AsyncClient()
         await client.aforce_login(account.user)
         return await client.get(page, headers=headers)
@@ -235,13 +236,13 @@ def test_the_gate_works_in_an_asgi_server(account: Account, customer: Client, mo
             "query_string": b"",
             "headers": [(b"host", b"testserver"), (b"accept", b"text/html"), (b"cookie", cookie.encode())],
         }
-        received = iter([{"type": "http.request", "body": b""}])
-        sent: list[dict[str, Any]] = []
+        unread: list[dict[str, Any]] = [{"type": "http.request", "body": b""}]
+        sent: list[Mapping[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
-            return next(received, None) or await asyncio.Future()  # the client waits for the answer
+            return unread.pop() if unread else await asyncio.Future()  # the client waits for the answer
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: Mapping[str, Any]) -> None:
             sent.append(message)
 
         await ASGIHandler()(scope, receive, send)

@@ -74,7 +74,10 @@ UNSUBSCRIBE = (
     "{name} is {value!r}; it must be a link such as https://www.example.com/unsubscribe, "
     "or mailto:unsubscribe@example.com, or not set."
 )
-BILLING = "{name} is {value!r}; it must be a link such as https://www.example.com/plans, a path such as /billing/, or not set."
+BILLING = (
+    "{name} is {value!r}; it must be a link such as https://www.example.com/plans, "
+    "a path such as /billing/, or not set."
+)
 SUPPORT = "{name} is {value!r}; it must be an address such as help@example.com, or not set."
 EMPTY_ITEM = "{it} has an empty item. Separate items by one comma each."
 HOST = (
