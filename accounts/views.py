@@ -12,10 +12,8 @@ from django.views.decorators.http import require_safe
 
 from accounts import customer
 from accounts.access import account_of
-from accounts.gate import trial_not_required
 
 
-@trial_not_required
 @require_safe
 @never_cache
 @login_required

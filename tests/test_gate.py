@@ -119,6 +119,7 @@ def test_what_a_customer_needs_to_come_back_stays_open(customer: Client, setting
     settings.BILLING_URL = "/billing/?plan=small"
 
     assert customer.get(page).status_code == 200
+    assert customer.get("/billings/").status_code == 302
 
 
 def test_the_admin_asks_for_a_login_of_its_own(customer: Client) -> None:
