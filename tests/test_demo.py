@@ -116,6 +116,7 @@ def assert_the_demo_is_as_always(result: subprocess.CompletedProcess[str]) -> No
         assert re.search(
             rf"To: \S+@example.com  Subject: Your Trial expiry trial {end}\n    your trial of", result.stdout
         )
+    assert re.findall(r"GET /app/  (\d+)", result.stdout) == ["402", "200", "402", "200"]
     assert result.stdout.rstrip().endswith("make test")
 
 
@@ -135,7 +136,11 @@ def assert_the_database_agrees(database: str) -> None:
         )
 
     expired = runs[0][2]
-    assert runs == [("command", "undone", expired, expired), ("celery", "succeeded", expired, 0)]
+    assert runs == [
+        ("command", "undone", expired, expired),
+        ("celery", "succeeded", expired, 0),
+        ("command", "undone", 1, 1),
+    ]
     assert pointing == [(2, expired)]
     assert ticks == [(1,)]
     assert due == [(300 // 40,)]
