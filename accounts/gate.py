@@ -14,6 +14,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonRes
 from django.utils import timezone
 from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.utils.deprecation import MiddlewareMixin
+from django.utils.log import log_response
 
 from accounts.access import account_of, may_use
 from accounts.models import Account
@@ -85,4 +86,7 @@ def closed(request: HttpRequest, account: Account) -> HttpResponse:
             "detail": f"The trial ended on {moment(account.trial_ends_at)}. To go on, choose a plan.",
             "trial_ended": account.trial_ends_at.isoformat(),
         }
-    return JsonResponse(problem, status=402, content_type="application/problem+json")
+    response = JsonResponse(problem, status=402, content_type="application/problem+json")
+    # Otherwise Django logs a warning at each request of a client that keeps asking.
+    log_response("Payment required: %s", request.path, response=response, request=request, level="info")
+    return response

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -129,9 +130,12 @@ def test_the_admin_asks_for_a_login_of_its_own(customer: Client) -> None:
 @pytest.mark.parametrize(
     "accept", ["application/json", "application/problem+json", "application/json, text/html;q=0.5"]
 )
-def test_a_request_that_prefers_json_gets_a_problem_document(customer: Client, account: Account, accept: str) -> None:
+def test_a_request_that_prefers_json_gets_a_problem_document(
+    customer: Client, account: Account, accept: str, caplog: pytest.LogCaptureFixture
+) -> None:
     response = customer.post("/class/", headers={"accept": accept})
 
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert (response.status_code, response["Content-Type"]) == (402, "application/problem+json")
     assert json.loads(response.content) == {
         "type": "http://testserver/trial/",
