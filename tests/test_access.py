@@ -13,7 +13,8 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from accounts import access, ledger, services
 from accounts.admin import overview
 from accounts.models import EARLIEST_END, LATEST_END, Account, ExpiryRun
-from tests.factories import AccountFactory
+from comparison import access as comparison
+from tests.factories import AccountFactory, make_accounts
 from tests.runs import DAY, expire
 
 pytestmark = pytest.mark.django_db
@@ -139,3 +140,24 @@ def test_a_process_looks_once_a_minute_and_only_for_an_account_that_is_due(
     ledger.refuse(ledger.new_run(path=ExpiryRun.Path.COMMAND, now=noon, task_id=""), "too many")
     assert not access.may_use(account, noon + timedelta(seconds=59))
     assert access.may_use(account, noon + timedelta(seconds=60))
+
+
+# --- The comparison ---
+
+
+def test_the_comparison_counts_who_is_in_without_jobs_and_out_by_a_clock() -> None:
+    now = timezone.now()
+    make_accounts(3, ended=1.5 * DAY, now=now)
+    make_accounts(2, ended=0.5 * DAY, now=now)  # over in a day
+    make_accounts(4, ended=-20 * DAY, now=now)
+
+    assert comparison.in_after_their_end(now=now + DAY) == {comparison.STORED: 5, comparison.ON_READ: 0}
+    in_a_year = comparison.locked_out(now=now, ahead=365 * DAY, fuse=5)
+    assert in_a_year == {comparison.STORED: 6, comparison.ON_READ: 0}
+
+
+def test_the_comparison_times_a_request_with_and_without_the_gate() -> None:
+    user = AccountFactory.create().user
+
+    for page in ("/", "/app/"):
+        assert all(seconds > 0 for seconds in comparison.seconds_of_a_request(user, page=page, requests=2))
