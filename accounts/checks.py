@@ -74,6 +74,7 @@ def days(id: str, setting: str, lowest: int) -> Rule:  # noqa: A002 (as Django c
     )
 
 
+PATH = r"/[^/\s<>\"'\\?#][^\s<>\"'\\]*"  # not // and not /, which is every page
 ONE_LINE = text(r"[^\x00-\x1f\x7f]*")  # a newline would start another mail header
 RULES = [
     days("E001", "TRIAL_DAYS", 1),
@@ -119,6 +120,20 @@ RULES = [
     Rule("E008", "DEFAULT_FROM_EMAIL", ONE_LINE, "one line, without control characters"),
     Rule("E008", "SITE_NAME", ONE_LINE, "one line, without control characters"),
     Rule("E009", "TRIAL_NOTICES", lambda value: type(value) is bool, "True or False"),
+    Rule("E009", "TRIAL_GATE", lambda value: type(value) is bool, "True or False"),
+    Rule("E012", "TRIAL_URL", text(PATH), "the path of the customer's page, such as /trial/"),
+    Rule(
+        "E012",
+        "BILLING_URL",
+        text(rf"|https?://[^\s<>\"'\\\x00-\x20]+|{PATH}"),
+        "a link such as https://www.example.com/plans, a path such as /billing/, or not set",
+    ),
+    Rule(
+        "E013",
+        "SUPPORT_EMAIL",
+        text(r"|[^@\s<>,;?&]+@[^@\s<>,;?&]+"),
+        "an address such as help@example.com, or not set",
+    ),
 ]
 IN_PRODUCTION = [
     Rule(

@@ -14,6 +14,17 @@ TRIAL_RUN_MAX_AGE_HOURS = 3.0
 # How long the ledger keeps runs that expired no account.
 TRIAL_LEDGER_DAYS = 365
 
+# --- Access ---
+
+# Whether the middleware accounts.gate closes pages to customers whose trial is over.
+TRIAL_GATE = True
+# The path of the customer's page, accounts.views.trial.
+TRIAL_URL = "/trial/"
+# Where a customer chooses a plan: a URL, or a path of this project. Empty: customers are told whom to ask.
+BILLING_URL = ""
+# Whom customers ask. Empty: the address of DEFAULT_FROM_EMAIL.
+SUPPORT_EMAIL = ""
+
 # --- Monitoring ---
 
 # The bearer token that a request for the metrics must send. Empty: the metrics page does not exist.

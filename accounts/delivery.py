@@ -14,6 +14,7 @@ from email.utils import parseaddr
 from functools import partial
 from itertools import count
 from typing import Any
+from urllib.parse import urljoin
 
 from django.conf import settings
 from django.core.mail import EmailMultiAlternatives, get_connection
@@ -22,12 +23,14 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.template.loader import render_to_string
 
+from accounts import customer
 from accounts.log import Fields
 from accounts.mailer import Failure, MailServerAwayError, meaning, open_connection, reason, send, was_dropped
 from accounts.models import Notice
 from accounts.notices import is_true
 from accounts.retry import with_retries
 from accounts.threads import Results, side_by_side
+from accounts.words import time_left
 
 logger = logging.getLogger(__name__)
 
@@ -276,9 +279,9 @@ def compose(notice: Notice, *, now: datetime) -> EmailMultiAlternatives:
         "account": notice.account,
         "user": user,
         "trial_ends_at": notice.trial_ends_at,
-        "days_left": round((notice.trial_ends_at - now) / timedelta(days=1)),
-        "site_name": settings.SITE_NAME,
-        "site_url": settings.SITE_URL,
+        "time_left": time_left(now, notice.trial_ends_at),
+        "trial_url": urljoin(settings.SITE_URL, settings.TRIAL_URL),
+        "site": customer.site(),
     }
     template = f"accounts/notices/{notice.kind}"
     context["subject"] = " ".join(render_to_string(f"{template}_subject.txt", context).split())

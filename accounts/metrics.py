@@ -11,11 +11,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from accounts.gate import trial_not_required
 from accounts.ledger import database_now
 from accounts.models import Account, ExpiryRun, Notice, grace_cutoff
 from accounts.tokens import PERIOD, brings_token, is_throttled
 
 
+@trial_not_required
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
     """Serve the metrics to a request with the bearer token ``METRICS_TOKEN``; 404 when that setting is empty."""

@@ -30,6 +30,25 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
     return f"{number(count)} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
+DAY, HOUR, MINUTE, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
+
+
+def time_left(now: datetime, end: datetime) -> str:
+    """Say how far ``end`` is from ``now``: in 3 days, in 34 hours, in 5 minutes; 3 days ago when it is past.
+
+    Below two days it names hours and below two hours minutes, so that nobody counts on a day that is not whole. It
+    rounds down, except what lacks less than one of the next smaller unit: an hourly schedule sends the reminder of
+    seven days up to an hour late, and the mail says "in 7 days".
+    """
+    left = abs(end - now)
+    text = "less than a minute"
+    for name, unit, smaller, least in (("day", DAY, HOUR, 2), ("hour", HOUR, MINUTE, 2), ("minute", MINUTE, SECOND, 1)):
+        if left >= least * unit:
+            text = plural((left + smaller - timedelta.resolution) // unit, name)
+            break
+    return f"{text} ago" if end < now else f"in {text}"
+
+
 UNITS = (("days", 86_400.0, 2), ("h", 3_600.0, 2), ("min", 60.0, 2), ("s", 1.0, 1), ("ms", 1e-3, 1), ("µs", 1e-6, 1))
 """Name, seconds, and the smallest number for which the unit is used: 90 min, not 1.5 h."""
 

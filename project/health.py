@@ -8,12 +8,14 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
 from accounts import health
+from accounts.gate import trial_not_required
 from accounts.ledger import database_now
 from accounts.tokens import brings_token
 
 DATABASE_AWAY = "The database does not answer."
 
 
+@trial_not_required
 @require_safe
 def process(request: HttpRequest) -> HttpResponse:
     """Check that this process reaches the database."""
@@ -25,6 +27,7 @@ def process(request: HttpRequest) -> HttpResponse:
     return answer("The database answers.", healthy=True)
 
 
+@trial_not_required
 @require_safe
 def expiry(request: HttpRequest) -> HttpResponse:
     """Check that trials are being expired. Only staff and requests with ``METRICS_TOKEN`` see the problems."""

@@ -51,6 +51,15 @@ TRIAL_EXPIRY_MAX = env.read("TRIAL_EXPIRY_MAX", whole, defaults.TRIAL_EXPIRY_MAX
 TRIAL_RUN_MAX_AGE_HOURS = env.read("TRIAL_RUN_MAX_AGE_HOURS", decimal, defaults.TRIAL_RUN_MAX_AGE_HOURS)
 TRIAL_LEDGER_DAYS = env.read("TRIAL_LEDGER_DAYS", whole, defaults.TRIAL_LEDGER_DAYS)
 
+# --- Access ---
+
+TRIAL_GATE = env.read("TRIAL_GATE", boolean, defaults.TRIAL_GATE)
+TRIAL_URL = defaults.TRIAL_URL
+BILLING_URL = env.read("BILLING_URL", str, defaults.BILLING_URL)
+SUPPORT_EMAIL = env.read("SUPPORT_EMAIL", str, defaults.SUPPORT_EMAIL)
+LOGIN_URL = "/login/"
+LOGIN_REDIRECT_URL = "/"  # leads customers to the product and staff to the admin
+
 # --- Monitoring ---
 
 METRICS_TOKEN = env.read("METRICS_TOKEN", str, defaults.METRICS_TOKEN, secret=True)
@@ -109,6 +118,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "accounts.gate.TrialGateMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "axes.middleware.AxesMiddleware",  # last, as its documentation requires

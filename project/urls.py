@@ -1,14 +1,20 @@
-"""The URLs of the admin and of the pages for monitoring."""
+"""The URLs of the customer's pages, of the admin and of the pages for monitoring."""
 
 from django.contrib import admin
+from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path
-from django.views.generic import RedirectView
 
+from accounts.gate import trial_not_required
 from accounts.metrics import metrics
-from project import health
+from accounts.views import trial
+from project import health, pages
 
 urlpatterns = [
-    path("", RedirectView.as_view(pattern_name="admin:index")),
+    path("", pages.home),
+    path("app/", pages.app, name="app"),
+    path("trial/", trial),
+    path("login/", LoginView.as_view(), name="login"),
+    path("logout/", trial_not_required(LogoutView.as_view(next_page="login")), name="logout"),
     path("admin/", admin.site.urls),
     # Liveness, for the load balancer and the container engine, which may restart this process.
     path("health/", health.process),

@@ -23,6 +23,7 @@ from django.db.backends.postgresql.operations import DatabaseOperations
 from playwright.sync_api import Browser, sync_playwright
 from pytest_django import Settings
 
+from accounts import access
 from project.celery import app
 from sandbox import servers
 from sandbox.mail_server import Mailbox, mail_server
@@ -37,6 +38,12 @@ Process = Callable[..., AbstractContextManager[subprocess.Popen[bytes]]]
 def now() -> datetime:
     """The moment of the test. The clock is not frozen: tests pass this moment."""
     return NOW
+
+
+@pytest.fixture(autouse=True)
+def on_hold_is_asked_again() -> None:
+    """Forget what the previous test's database said; a process asks once a minute."""
+    access._is_on_hold.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -156,6 +156,8 @@ def adopt(host: Host, app: str = "accounts") -> None:
 def test_it_works_without_celery_and_celery_can_be_added_later(host: Host, tmp_path: Path) -> None:
     adopt(host)
 
+    add_the_gate(host)
+    assert host.shell(VISITS).splitlines() == VISITED
     assert host.manage("check") == "System check identified no issues (0 silenced).\n"
     assert host.manage("expire_trials") == "Search for old trial accounts...\nExpired 2 trial(s)\n"
     assert host.shell(ACTIVE) == "['new']\n"
@@ -173,6 +175,27 @@ def test_it_works_without_celery_and_celery_can_be_added_later(host: Host, tmp_p
     assert host.shell(ACTIVE, celery=True) == "['new', 'older']\n"
 
 
+APP = """
+from django.http import HttpResponse
+urlpatterns += [path("app/", lambda request: HttpResponse("in"))]
+"""
+VISITS = """
+from django.contrib.auth import get_user_model
+from django.test import Client
+for name in ("old", "new"):
+    client = Client(SERVER_NAME="localhost")
+    client.force_login(get_user_model().objects.get(username=name))
+    print(*(client.get(page).status_code for page in ("/app/", "/trial/")), client.get("/app/").get("Location"))
+"""
+VISITED = ["302 200 /trial/?next=/app/", "200 200 None"]
+
+
+def add_the_gate(host: Host, app: str = "accounts") -> None:
+    for file, title in (("settings", "at the end of settings.py"), ("urls", "at the end of urls.py")):
+        host.add(f"host/{file}.py", block(f"{title}, for the gate").replace("accounts", app))
+    host.add("host/urls.py", APP)
+
+
 def test_it_works_under_another_name_beside_an_app_called_accounts(host: Host, tmp_path: Path) -> None:
     (tmp_path / "rename.py").write_text(block("rename.py"))
     host.django("rename.py", "trials")
@@ -182,6 +205,8 @@ def test_it_works_under_another_name_beside_an_app_called_accounts(host: Host, t
     host.add("host/settings.py", 'INSTALLED_APPS += ["accounts"]')
     adopt(host, "trials")
 
+    add_the_gate(host, "trials")
+    assert host.shell(VISITS).splitlines() == VISITED
     assert host.manage("check") == "System check identified no issues (0 silenced).\n"
     assert host.manage("makemigrations", "--check") == "No changes detected\n"
     assert host.manage("expire_trials") == "Search for old trial accounts...\nExpired 2 trial(s)\n"

@@ -1,6 +1,8 @@
 """A mail that is owed arrives, and arrives once: with a real mail server whose replies the tests choose."""
 
+import html as html_module
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -54,7 +56,7 @@ def test_the_mails_arrive_over_one_connection_and_are_recorded(now: datetime, ma
 def test_a_mail_tells_the_end_and_the_time_left_in_text_and_html(
     now: datetime, mailbox: Mailbox, settings: Settings
 ) -> None:
-    settings.SITE_URL = "https://www.example.com/?a=1&b=2"
+    settings.SITE_URL = "https://www.example.com"
     trialing(4 * DAY + 2 * HOUR, now, user__first_name="Ada & <b>")
     notices.queue_notices(now=now)
     deliver_notices(now=now)
@@ -65,16 +67,34 @@ def test_a_mail_tells_the_end_and_the_time_left_in_text_and_html(
     assert received["From"] == "Trials <trials@example.com>"
     assert "Hello Ada & <b>,\n" in text
     assert "ends in 4 days, on 5 March 2026, 14:00 UTC" in text
-    assert "https://www.example.com/?a=1&b=2\n" in text
+    assert "https://www.example.com/trial/\n" in text
     assert f">{received['Subject']}</h1>" in html
     assert "Hello Ada &amp; &lt;b&gt;," in html
     assert "<strong>in 4 days</strong>, on 5 March 2026, 14:00 UTC" in html
-    assert 'href="https://www.example.com/?a=1&amp;b=2"' in html
+    assert 'href="https://www.example.com/trial/"' in html
+
+
+def test_text_and_html_of_a_mail_say_the_same_and_whom_to_ask(
+    now: datetime, mailbox: Mailbox, settings: Settings
+) -> None:
+    settings.SUPPORT_EMAIL = "help@example.com"
+    trialing(DAY, now), expired(now)
+    notices.queue_notices(now=now)
+    deliver_notices(now=now)
+
+    for mail in mailbox.mails:
+        text, html = (part.get_content() for part in mail.iter_parts())
+        _, _, body = html.partition("<h1")
+        said = html_module.unescape(re.sub(r"<a .*?</a>|<h1.*?</h1>|<[^>]+>", "", "<h1" + body, flags=re.DOTALL))
+        assert said.split() == text.replace("http://localhost:8000/trial/", "").split()
+        assert "because there is a trial of Trial expiry for this address" in text
+        assert "Write to help@example.com." in text
+    assert len(mailbox.mails) == 2
 
 
 @pytest.mark.parametrize(
     ("left", "words"),
-    [(DAY, "in 1 day"), (13 * HOUR, "in 1 day"), (11 * HOUR, "within hours"), (SECOND, "within hours")],
+    [(DAY, "in 24 hours"), (13 * HOUR, "in 13 hours"), (90 * SECOND, "in 1 minute")],
 )
 def test_the_last_reminder_says_so_in_words(now: datetime, mailbox: Mailbox, left: timedelta, words: str) -> None:
     trialing(left, now)

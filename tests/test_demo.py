@@ -112,10 +112,11 @@ def manage_py_demo(given: dict[str, str]) -> subprocess.CompletedProcess[str]:
 def assert_the_demo_is_as_always(result: subprocess.CompletedProcess[str]) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"Both paths expired the same \d+ accounts, and no other\.", result.stdout)
-    for end in ("ends in [3-7] days", "ends in 1 day", "has ended"):
+    for end in ("ends in [3-7] days", "ends in [0-9]+ hours", "has ended"):
         assert re.search(
             rf"To: \S+@example.com  Subject: Your Trial expiry trial {end}\n    your trial of", result.stdout
         )
+    assert re.findall(r"GET /app/  (\d+)", result.stdout) == ["402", "200", "402", "200"]
     assert result.stdout.rstrip().endswith("make test")
 
 
@@ -135,7 +136,11 @@ def assert_the_database_agrees(database: str) -> None:
         )
 
     expired = runs[0][2]
-    assert runs == [("command", "undone", expired, expired), ("celery", "succeeded", expired, 0)]
+    assert runs == [
+        ("command", "undone", expired, expired),
+        ("celery", "succeeded", expired, 0),
+        ("command", "undone", 1, 1),
+    ]
     assert pointing == [(2, expired)]
     assert ticks == [(1,)]
     assert due == [(300 // 40,)]

@@ -333,7 +333,7 @@ def test_the_overview_asks_as_many_queries_for_many_runs_as_for_few(
     for hours in range(20):
         add_run(now - hours * HOUR, path=CELERY if hours % 2 else COMMAND, expired_count=1)
 
-    with django_assert_max_num_queries(15):
+    with django_assert_max_num_queries(17):
         overview.collect(now=now)
 
 

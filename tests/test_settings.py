@@ -52,7 +52,7 @@ def start(**variables: str) -> dict[str, Any]:
     """Read and check the settings in this process, as every process does at its start."""
     with mock.patch.dict(os.environ, {"DJANGO_ENV_FILE": os.devnull, **variables}, clear=True):
         read = runpy.run_path(str(django_settings.BASE_DIR / "project" / "settings.py"))
-    checked = ("TRIAL_", "SITE_", "METRICS_", "EMAIL_", "DEFAULT_FROM_EMAIL", "DEBUG")
+    checked = ("TRIAL_", "SITE_", "METRICS_", "EMAIL_", "DEFAULT_FROM_EMAIL", "BILLING_", "SUPPORT_", "DEBUG")
     with override_settings(**{name: read[name] for name in read if name.startswith(checked)}):
         require_valid_settings()
     return read
@@ -74,6 +74,11 @@ UNSUBSCRIBE = (
     "{name} is {value!r}; it must be a link such as https://www.example.com/unsubscribe, "
     "or mailto:unsubscribe@example.com, or not set."
 )
+BILLING = (
+    "{name} is {value!r}; it must be a link such as https://www.example.com/plans, "
+    "a path such as /billing/, or not set."
+)
+SUPPORT = "{name} is {value!r}; it must be an address such as help@example.com, or not set."
 EMPTY_ITEM = "{it} has an empty item. Separate items by one comma each."
 HOST = (
     "{it} has the item {value!r}, which is not a host such as trials.example.com, "
@@ -103,6 +108,18 @@ REFUSED: list[tuple[str, ...]] = [
     ("{it} is none of line, json.", "LOG_FORMAT", "xml"),
     (BOOLEAN, "DJANGO_DEBUG", "enabled", "-1"),
     (BOOLEAN, "TRIAL_NOTICES", "2", "ja"),
+    (BOOLEAN, "TRIAL_GATE", "closed"),
+    (
+        BILLING,
+        "BILLING_URL",
+        "www.example.com",
+        "javascript:alert(1)",
+        "//www.example.com",
+        "/",
+        "/a b",
+        "/\\b.example",
+    ),
+    (SUPPORT, "SUPPORT_EMAIL", "help", "Help <help@example.com>", "a@b.example,c@d.example", "a@b.example?bcc=c@d"),
     (WHOLE, "TRIAL_DAYS", "sixty", "60 # days", "1_000", "6.0", " ", "٦"),
     (DAYS, "TRIAL_DAYS", "10000000", "3651", "0", "-1"),
     (GRACE, "TRIAL_GRACE_DAYS", "1000000", "3651", "-1"),

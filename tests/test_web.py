@@ -41,21 +41,22 @@ def operator() -> User:
     return operator
 
 
-def log_in(address: str, password: str, *, username: str = "operator", **headers: str) -> int:
+def log_in(address: str, password: str, *, username: str = "operator", page: str = LOGIN, **headers: str) -> int:
     """Post the login form from that address; returns the status, which is 302 after a successful login."""
     form = {"username": username, "password": password}
-    return Client(headers=headers or None, REMOTE_ADDR=address).post(LOGIN, form).status_code
+    return Client(headers=headers or None, REMOTE_ADDR=address).post(page, form).status_code
 
 
 # --- Logins ---
 
 
-def test_ten_wrong_passwords_lock_the_address_out_but_not_the_operator(operator: User) -> None:
-    answers = [log_in("192.0.2.1", "wrong", username=f"guess{number}") for number in range(10)]
+@pytest.mark.parametrize("page", [LOGIN, "/login/"])
+def test_ten_wrong_passwords_lock_the_address_out_but_not_the_operator(operator: User, page: str) -> None:
+    answers = [log_in("192.0.2.1", "wrong", username=f"guess{number}", page=page) for number in range(10)]
 
     assert answers == [200] * 9 + [429]
-    assert log_in("192.0.2.1", "right") == 429
-    assert log_in("192.0.2.2", "right") == 302
+    assert log_in("192.0.2.1", "right") == log_in("192.0.2.1", "right", page="/login/") == 429
+    assert log_in("192.0.2.2", "right", page=page) == 302
 
 
 def test_a_lockout_ends_and_attempts_meanwhile_do_not_prolong_it(operator: User, settings: Settings) -> None:
@@ -142,7 +143,9 @@ def test_ten_wrong_tokens_shut_the_address_out_for_a_minute(settings: Settings, 
 # --- Headers ---
 
 
-@pytest.mark.parametrize("page", ["/admin/", LOGIN, "/health/", "/metrics", "/nowhere"])
+@pytest.mark.parametrize(
+    "page", ["/admin/", LOGIN, "/health/", "/metrics", "/nowhere", "/", "/login/", "/trial/", "/app/"]
+)
 def test_every_answer_forbids_inline_scripts_frames_and_devices(admin_client: Client, page: str) -> None:
     headers = admin_client.get(page).headers
 

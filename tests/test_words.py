@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from django.template import Context, Template
 
-from accounts.words import duration, moment, number, plural
+from accounts.words import duration, moment, number, plural, time_left
 
+DAY, HOUR, MINUTE, SECOND = (timedelta(**{unit: 1}) for unit in ("days", "hours", "minutes", "seconds"))
 AT = datetime(2026, 11, 4, 2, 41, 7, tzinfo=UTC)
 
 
@@ -57,3 +58,27 @@ def test_templates_say_the_same_by_filters() -> None:
     assert text == (
         "4 November 2026, 02:41 UTC; 4 November 2026, 02:41:07 UTC; 1,234; 1,234 accounts; 1,234 entries; 63 s"
     )
+
+
+@pytest.mark.parametrize(
+    ("left", "text"),
+    [
+        (7 * DAY, "in 7 days"),
+        (7 * DAY - HOUR + SECOND, "in 7 days"),
+        (7 * DAY - HOUR, "in 6 days"),
+        (2 * DAY, "in 2 days"),
+        (2 * DAY - SECOND, "in 48 hours"),
+        (2 * DAY - MINUTE, "in 47 hours"),
+        (34.9 * HOUR, "in 34 hours"),
+        (2 * HOUR, "in 2 hours"),
+        (2 * HOUR - SECOND, "in 119 minutes"),
+        (90 * MINUTE, "in 90 minutes"),
+        (60 * SECOND, "in 1 minute"),
+        (SECOND, "in less than a minute"),
+        (timedelta(0), "in less than a minute"),
+        (-SECOND, "less than a minute ago"),
+        (-3 * DAY, "3 days ago"),
+    ],
+)
+def test_the_time_left_names_no_day_and_no_hour_that_is_not_whole(left: timedelta, text: str) -> None:
+    assert time_left(AT, AT + left) == text

@@ -1,7 +1,6 @@
 """The admin's pages of accounts: their status, and the actions of support."""
 
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 
 from django import forms
 from django.contrib import admin, messages
@@ -16,7 +15,7 @@ from accounts import services
 from accounts.admin import overview
 from accounts.admin.lists import EMAIL_FIELD, EMAIL_HELP, LinkedFilter, ReadOnlyAdmin, customer, in_utc, status
 from accounts.models import Account, ExpiryRun
-from accounts.words import NOTHING
+from accounts.words import NOTHING, time_left
 
 
 class TrialFilter(admin.SimpleListFilter):
@@ -77,14 +76,14 @@ Verb = Callable[[int], bool]
 class AccountAdmin(ReadOnlyAdmin):
     """Shows the status of each account and the run that expired it, and offers the actions of support."""
 
-    list_display = ("customer", "state", "days_left", "ends", "run")
+    list_display = ("customer", "state", "time_left", "ends", "run")
     list_display_links = ("customer",)
     list_filter = ("status", TrialFilter, RunFilter)
     list_select_related = ("user", "expiry_run")
     search_fields = (f"user__{EMAIL_FIELD}__iexact",)
     search_help_text = EMAIL_HELP
-    fields = ("user", "status", "created", "trial_ends_at", "days_left", "trial_expired_at", "expiry_run")
-    readonly_fields = ("days_left",)
+    fields = ("user", "status", "created", "trial_ends_at", "time_left", "trial_expired_at", "expiry_run")
+    readonly_fields = ("time_left",)
     action_form = AccountActionForm
     actions = ("extend", "activate", "cancel")
 
@@ -103,12 +102,10 @@ class AccountAdmin(ReadOnlyAdmin):
         """The owner of the account."""
         return customer(account.user)
 
-    @admin.display(description="days left")
-    def days_left(self, account: Account) -> str:
-        """Whole days until the trial ends; negative when it has ended and no run has expired the account yet."""
-        if account.status != Account.TRIALING:
-            return NOTHING
-        return str((account.trial_ends_at - timezone.now()) // timedelta(days=1))
+    @admin.display(description="time left")
+    def time_left(self, account: Account) -> str:
+        """The time until the trial ends, or since it ended when no run has expired the account yet."""
+        return time_left(timezone.now(), account.trial_ends_at) if account.status == Account.TRIALING else NOTHING
 
     @admin.display(description="expired by")
     def run(self, account: Account) -> str:

