@@ -42,10 +42,12 @@ def quantity(measure: str, value: float) -> str:
     return f"{number(value / 1e6)}{SPACE}MB" if measure.endswith("bytes") else f"{value:,.0f}"
 
 
-def span(measure: str, spread: Spread) -> str:
-    """From the lowest to the highest, the unit said once where it is the same: 4.24 to 4.77 s."""
-    low, high = quantity(measure, spread.lowest), quantity(measure, spread.highest)
-    return low if low == high else f"{low.removesuffix(SPACE + high.rpartition(SPACE)[2])} to {high}"
+def ratio_and_spread(ratio: Spread) -> str:
+    """The median and, of several rounds, the lowest and the highest; to a hundredth where that counts."""
+    median, lowest, highest = (
+        f"{value:.2f}" if 0.1 <= value < 10 else digits(value) for value in (ratio.median, ratio.lowest, ratio.highest)
+    )
+    return median if ratio.lowest == ratio.highest else f"{median} ({lowest}\N{EN DASH}{highest})"
 
 
 def listed(words: list[str]) -> str:

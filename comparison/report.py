@@ -5,6 +5,7 @@ Both show the same tables and the same verdict. A scenario of a new kind appears
 
 from itertools import groupby
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 from django.template.loader import render_to_string
@@ -56,6 +57,13 @@ class Report:
         for finding in self.findings:
             console.print(f"[bold]{finding.title}.[/bold] {finding.text}\n", highlight=False)
 
+    def write_markdown(self, path: Path) -> None:
+        """Write the verdict and the tables, for pages such as docs/which-path.md."""
+        parts = [f"- **{each.title}.** {each.text}" for each in self.findings]
+        for section in (Section("At a glance", [self.glance]), *self.sections):
+            parts += [f"## {section.title}", *map(in_markdown, section.tables)]
+        path.write_text("\n\n".join([f"`{self.result.options.command}`", *parts]) + "\n", encoding="utf-8")
+
     def write_html(self, path: Path) -> None:
         """Write a page that carries its style and its chart, and asks nobody for anything."""
         path.write_text(render_to_string("comparison/report.html", {"report": self}), encoding="utf-8")
@@ -65,12 +73,20 @@ class Report:
         path.write_text(render_to_string("comparison/growth.svg", {"chart": self.growth}), encoding="utf-8")
 
 
+def in_markdown(table: Table) -> str:
+    """The table as a page in docs has it."""
+    lines = [table.columns, ("---", *["--:"] * (len(table.columns) - 1)), *table.rows]
+    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([f"{table.caption}:", "", *rows, *(["", table.note] if table.note else [])])
+
+
 def print_table(table: Table, console: Console) -> None:
-    """Print one table, its caption above and its note below."""
+    """Print one table, its caption above and its note below; a heading is as narrow as its words and figures allow."""
     printed = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    printed.add_column(table.columns[0], no_wrap=all(len(name) <= 24 for name, *_ in table.rows))
-    for column in table.columns[1:]:
-        printed.add_column(column, justify="right")
+    for number, heading in enumerate(table.columns):
+        widest = max((len(row[number]) for row in table.rows), default=0)
+        words = fill(heading, max(widest, *map(len, heading.split() or [""]), 7), break_long_words=False)
+        printed.add_column(words, justify="right" if number else "left", no_wrap=True)
     for row in table.rows:
         printed.add_row(*row)
     note = [table.note, ""] if table.note else []
