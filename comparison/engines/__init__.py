@@ -1,5 +1,1 @@
-"""Other ways to schedule the same verb, as contenders only."""
-
-from comparison.runners import Runner
-
-ENGINES: tuple[type[Runner], ...] = ()
+"""Other ways to schedule the same verb, as contenders only. This file imports nothing: settings are in this package."""

@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from django.conf import settings
@@ -19,67 +19,81 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from comparison.machine import cores
 from comparison.measurements import Options, Result
 from comparison.report import Report
-from comparison.run import Comparison
+from comparison.run import Comparison, names
 from comparison.runners import Failed
 from comparison.sample import PERIOD
-from comparison.workloads import KINDS, Backlog, Mails
+from comparison.workloads import KINDS, Backlog, Faults, Mails, StartUp, Workload
 from project import service_urls
 from sandbox import scratch
 from sandbox.servers import stop_signals_recorded
 
 BAD_INPUT, INTERRUPTED = 2, 130
-INTERVAL = 3600.0
-"""Seconds between two ticks of the schedule that the migration of accounts creates, and of the crontab in docs."""
+SETTINGS = "comparison.engines.settings"  # of the process that compares
 
-# Numbers of accounts, rounds, and mails, of which eight processes need 200 to have a part each.
-DEFAULT = (10_000, 100_000, 1_000_000), 2, 200
-QUICK = (10_000, 50_000), 1, 100
-FULL = (10_000, 100_000, 1_000_000, 10_000_000), 2, 1000
+
+class Extent(NamedTuple):
+    """How much is measured."""
+
+    sizes: tuple[int, ...]  # numbers of accounts
+    rounds: int
+    mails: int  # of which eight processes need 200 to have a part each
+    rest_seconds: float
+    ticks: int
+    without: tuple[type[Workload], ...] = (Faults,)
+
+
+DEFAULT = Extent((10_000, 100_000, 1_000_000), 2, 200, 30, 10)
+QUICK = Extent((10_000, 50_000), 1, 100, 10, 3, (Faults, Mails, StartUp))
+FULL = Extent((10_000, 100_000, 1_000_000, 10_000_000), 2, 1000, 120, 30, ())
 
 
 class Command(BaseCommand):
     help = (
         "Measure the command and the Celery path, and what else there is to compare them with, on a scratch database "
-        "and broker of its own. Never touches the configured database. Takes about five minutes; --quick less "
-        "than one."
+        "and broker of its own. Never touches the configured database. Takes about six minutes; --quick about "
+        "one."
     )
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         extent = parser.add_mutually_exclusive_group()
-        extent.add_argument("--quick", action="store_true", help="Up to 50,000 accounts, no mails, one round.")
-        extent.add_argument("--full", action="store_true", help="Up to 10,000,000 accounts: ten times time and disk.")
+        extent.add_argument("--quick", action="store_true", help="Up to 50,000 accounts, one round, no mails.")
+        extent.add_argument("--full", action="store_true", help="Up to 10,000,000 accounts, and what breaks: an hour.")
         sizes = "Numbers of accounts (10000 100000 1000000)."
         parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help=sizes)
         parser.add_argument("--rounds", type=int, metavar="N", help="Runs of each contender in each scenario (2).")
-        parser.add_argument("--scenarios", nargs="+", choices=KINDS, help="Only these (all; --quick: all but mails).")
-        workers = "Processes of the larger worker (cores, at least 2)."
+        parser.add_argument("--scenarios", nargs="+", choices=KINDS, help="Only these (all but faults).")
+        parser.add_argument("--only", nargs="+", metavar="NAME", help="Only these contenders, and the yardsticks.")
+        workers = "How many work at once, on either path (cores, at least 2)."
         parser.add_argument("--workers", type=int, metavar="N", help=workers)
         parser.add_argument("--mails", type=int, metavar="N", help="Mails to send through a slow mail server (200).")
         parser.add_argument("--seed", type=int, default=61, help="Of sample, customers and order (%(default)s).")
         database = "On this PostgreSQL server, where a database of its own is created, and dropped at the end."
         parser.add_argument("--database", metavar="URL", help=database)
         parser.add_argument("--json", type=Path, metavar="FILE", help="Write every measurement and figure there.")
+        parser.add_argument("--markdown", type=Path, metavar="FILE", help="Write the tables there, for docs.")
         parser.add_argument("--html", type=Path, metavar="FILE", help="Write the report as a page there.")
         parser.add_argument("--svg", type=Path, metavar="FILE", help="Write the chart of growth there (two sizes).")
 
     def handle(self, *args: Any, **given: Any) -> None:
-        sizes, rounds, mails = QUICK if given["quick"] else FULL if given["full"] else DEFAULT
-        all_kinds = [each for each in KINDS if each != Mails.kind] if given["quick"] else KINDS
+        extent = QUICK if given["quick"] else FULL if given["full"] else DEFAULT
+        all_kinds = [kind for kind in KINDS if kind not in [each.kind for each in extent.without]]
         options = Options(
             command="",
             measured=timezone.now().isoformat(timespec="seconds"),
             kinds=tuple(each for each in KINDS if each in (given["scenarios"] or all_kinds)),
-            sizes=tuple(sorted(set(given["sizes"] or sizes))),
-            rounds=rounds if given["rounds"] is None else given["rounds"],
+            sizes=tuple(sorted(set(given["sizes"] or extent.sizes))),
+            rounds=extent.rounds if given["rounds"] is None else given["rounds"],
             seed=given["seed"],
             workers=max(2, cores()) if given["workers"] is None else given["workers"],
-            interval_seconds=INTERVAL,
-            mails=mails if given["mails"] is None else given["mails"],
+            mails=extent.mails if given["mails"] is None else given["mails"],
+            rest_seconds=extent.rest_seconds,
+            ticks=extent.ticks,
+            only=tuple(given["only"] or ()),
         )
         if wrong := what_is_wrong(options, given):
             raise CommandError(wrong, returncode=BAD_INPUT)
-        if settings.SETTINGS_MODULE != "comparison.settings":
+        if settings.SETTINGS_MODULE != SETTINGS:
             begin_again_on_a_scratch_database(given["database"])
             return
         options = replace(options, command=repeated_by(options))
@@ -93,10 +107,9 @@ class Command(BaseCommand):
         if given["json"]:
             given["json"].write_text(report.result.to_json())
         report.print(Console(highlight=False))
-        if given["html"]:
-            report.write_html(given["html"])
-        if given["svg"]:
-            report.write_svg(given["svg"])
+        for written in ("markdown", "html", "svg"):
+            if file := given[written]:
+                getattr(report, f"write_{written}")(file)
 
 
 def what_is_wrong(options: Options, given: dict[str, Any]) -> str:
@@ -109,18 +122,26 @@ def what_is_wrong(options: Options, given: dict[str, Any]) -> str:
     ):
         if number < lowest:
             return f"{option} must be at least {lowest}, not {number}."
-    for file in (given["json"], given["html"], given["svg"]):
+    if strangers := sorted(set(options.only) - set(known := names(options.workers))):
+        return f"--only knows no {', '.join(strangers)}. It knows {', '.join(known)}."
+    for file in (given["json"], given["markdown"], given["html"], given["svg"]):
         if file and not file.absolute().parent.is_dir():
             return f"There is no directory {file.absolute().parent} for {file.name}."
     if given["svg"] and (len(options.sizes) < 2 or Backlog.kind not in options.kinds):
         return "--svg draws growth: it needs two --sizes and the scenario backlog."
-    if url := given["database"]:
-        if not url.startswith(("postgres://", "postgresql://")):
-            return f"--database is for PostgreSQL. It must be like {service_urls.LIKE_POSTGRES}."
-        try:
-            service_urls.database(url)
-        except ValueError as error:
-            return f"--database {error}"
+    return wrong_database(given["database"])
+
+
+def wrong_database(url: str | None) -> str:
+    """What is wrong with the value of --database; empty when nothing is. Quotes no password."""
+    if not url:
+        return ""
+    if not url.startswith(("postgres://", "postgresql://")):
+        return f"--database is for PostgreSQL. It must be like {service_urls.LIKE_POSTGRES}."
+    try:
+        service_urls.database(url)
+    except ValueError as error:
+        return f"--database {error}"
     return ""
 
 
@@ -128,7 +149,8 @@ def repeated_by(options: Options) -> str:
     """The command line that measures the same again."""
     command = f"./manage.py compare_paths --sizes {' '.join(map(str, options.sizes))} --rounds {options.rounds}"
     command += f" --workers {options.workers} --seed {options.seed} --mails {options.mails}"
-    return command + (f" --scenarios {' '.join(options.kinds)}" if len(options.kinds) < len(KINDS) else "")
+    command += f" --scenarios {' '.join(options.kinds)}"
+    return command + (f" --only {' '.join(options.only)}" if options.only else "")
 
 
 def begin_again_on_a_scratch_database(database_url: str | None) -> None:
@@ -145,8 +167,9 @@ def begin_again_on_a_scratch_database(database_url: str | None) -> None:
                 scratch.environment(database_url=database_url) as environment,
                 # In a session of its own: Ctrl-C reaches this process only, which then stops things in order.
                 subprocess.Popen(  # noqa: S603
-                    [sys.executable, *sys.argv],
-                    env={**environment, "DJANGO_SETTINGS_MODULE": "comparison.settings"},
+                    # The last --settings counts: with one that was given it would begin again and again.
+                    [sys.executable, *sys.argv, f"--settings={SETTINGS}"],
+                    env={**environment, "DJANGO_SETTINGS_MODULE": SETTINGS},
                     start_new_session=True,
                 ) as child,
             ):
