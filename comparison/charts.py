@@ -55,10 +55,10 @@ def growth_chart(result: Result) -> SafeString | None:
 
 
 def colour(result: Result, contender: Contender) -> str:
-    """A class of the style sheet: the command and Celery stand out, Celery at its best most."""
+    """A class of the style sheet: the command and Celery stand out, the engines do not."""
     if contender.path == "celery":
         return "celery" if contender == result.rival else "celery-light"
-    return "command" if contender.name == COMMAND else "reference"
+    return "command" if contender.name == COMMAND or contender == result.several else "reference"
 
 
 def scale(lowest: float, highest: float, start: float, end: float) -> Callable[[float], float]:

@@ -37,6 +37,7 @@ class Patient:
     runner: Runner
     own: OwnSite
     ended: int = 0  # processes that ended by themselves
+    caught_up: bool = False  # a missed tick, at its start
 
     def ask(self, query: str, *parameters: int) -> int:
         """One number from its database."""
@@ -119,7 +120,9 @@ def tick_missed(patient: Patient) -> float | None:
     pause(EVERY + 1)
     restarted = time.monotonic()
     patient.runner.start()
-    return patient.seconds_until_done(restarted)
+    taken = patient.seconds_until_done(restarted)
+    patient.caught_up = taken < EVERY - 2  # the next tick comes a second later at the earliest
+    return taken
 
 
 FAULTS: dict[str, Callable[[Patient], float | None]] = {
@@ -133,7 +136,7 @@ FAULTS: dict[str, Callable[[Patient], float | None]] = {
 
 def suffer(runner: Runner, own: OwnSite) -> dict[str, float]:
     """Go through every fault; ``worker_seconds``, and ``worker_ended`` processes, and so on for each."""
-    values = {}
+    values: dict[str, float] = {}
     for name, fault in FAULTS.items():
         patient = Patient(runner, own)
         try:
@@ -142,7 +145,8 @@ def suffer(runner: Runner, own: OwnSite) -> dict[str, float]:
             values[f"{name}_not_within_seconds"] = float(LONGEST)
             continue
         if seconds is not None:
-            values[f"{name}_seconds"], values[f"{name}_ended"] = seconds, float(patient.ended)
+            values |= {f"{name}_seconds": seconds, f"{name}_ended": patient.ended}
+            values |= {f"{name}_caught_up": float(patient.caught_up)}
     return values
 
 

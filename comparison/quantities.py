@@ -42,10 +42,11 @@ def quantity(measure: str, value: float) -> str:
     return f"{number(value / 1e6)}{SPACE}MB" if measure.endswith("bytes") else f"{value:,.0f}"
 
 
-def span(measure: str, spread: Spread) -> str:
-    """From the lowest to the highest, the unit said once where it is the same: 4.24 to 4.77 s."""
-    low, high = quantity(measure, spread.lowest), quantity(measure, spread.highest)
-    return low if low == high else f"{low.removesuffix(SPACE + high.rpartition(SPACE)[2])} to {high}"
+def ratio_and_spread(ratio: Spread) -> str:
+    """The median and, of several rounds, the lowest and the highest: 0.73 (0.63 to 0.97)."""
+    if ratio.lowest == ratio.highest:
+        return digits(ratio.median)
+    return f"{digits(ratio.median)} ({digits(ratio.lowest)} to {digits(ratio.highest)})"
 
 
 def listed(words: list[str]) -> str:

@@ -56,6 +56,13 @@ class Report:
         for finding in self.findings:
             console.print(f"[bold]{finding.title}.[/bold] {finding.text}\n", highlight=False)
 
+    def write_markdown(self, path: Path) -> None:
+        """Write the verdict and the tables, for pages such as docs/which-path.md."""
+        parts = [f"- **{each.title}.** {each.text}" for each in self.findings]
+        for section in (Section("At a glance", [self.glance]), *self.sections):
+            parts += [f"## {section.title}", *map(in_markdown, section.tables)]
+        path.write_text("\n\n".join([f"`{self.result.options.command}`", *parts]) + "\n", encoding="utf-8")
+
     def write_html(self, path: Path) -> None:
         """Write a page that carries its style and its chart, and asks nobody for anything."""
         path.write_text(render_to_string("comparison/report.html", {"report": self}), encoding="utf-8")
@@ -63,6 +70,13 @@ class Report:
     def write_svg(self, path: Path) -> None:
         """Write the chart of growth, which two sizes of the backlog make, for pages such as README.md."""
         path.write_text(render_to_string("comparison/growth.svg", {"chart": self.growth}), encoding="utf-8")
+
+
+def in_markdown(table: Table) -> str:
+    """The table as a page in docs has it."""
+    lines = [table.columns, ("---", *["--:"] * (len(table.columns) - 1)), *table.rows]
+    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([f"{table.caption}:", "", *rows, *(["", table.note] if table.note else [])])
 
 
 def print_table(table: Table, console: Console) -> None:

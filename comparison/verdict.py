@@ -1,18 +1,23 @@
 """What a comparison's figures say, in plain words: each finding is a function, its condition beside its sentence.
 
-They claim no more than the figures show: two contenders differ when one was faster in every round, and otherwise this
-run shows no difference. Where something was not measured, nothing is said of it.
+They claim no more than the figures show: a difference is one only beyond the spread of the rounds, and few rounds tell
+only large ones. Where something was not measured, nothing is said of it.
 """
 
 from collections.abc import Sequence
-from statistics import median
 from typing import NamedTuple
 
-from comparison.measurements import Contender, Result
-from comparison.quantities import duration, listed, number, times
-from comparison.tables import COMMAND, MAIL_COMMAND, MANY_ROUNDS, MARGIN, ONE_UPDATE
+from comparison.measurements import Contender, Result, Scenario, Spread
+from comparison.quantities import duration, listed, number, quantity, ratio_and_spread
+from comparison.tables import COMMAND, MARGINS, ONE_UPDATE
 
-FASTER, SAME, SLOWER = "faster", "no difference", "slower"
+FASTER, SAME, SLOWER, UNKNOWN = "faster", "same", "slower", "unknown"
+MAIL_COMMAND, MAIL_JOBS, MAIL_CELERY, MAIL_THREADS = (
+    "mail-command",
+    "mail-jobs-8",
+    "mail-celery-8",
+    "mail-celery-threads-8",
+)
 
 
 class Finding(NamedTuple):
@@ -23,58 +28,88 @@ class Finding(NamedTuple):
 
 
 class Duel(NamedTuple):
-    """Celery at its best against the command in one scenario: medians in seconds, and how Celery did."""
+    """How the first of two did against the second in a scenario: medians in seconds, and the ratio of the two."""
 
-    due: int
+    scenario: Scenario
+    first: Contender
+    second: Contender
     ours: float
     theirs: float
+    ratio: Spread
     outcome: str
+
+    def sentence(self) -> str:
+        """Both times, the ratio with its spread, and whether that is a difference."""
+        text = (
+            f"{capital(spoken(self.first))} took {duration(self.ours)}, {spoken(self.second)} {duration(self.theirs)}"
+        )
+        text += f": {ratio_and_spread(self.ratio)} of its time"
+        return text + {
+            SAME: ", no difference beyond the spread.",
+            UNKNOWN: ", too few rounds to call it a difference.",
+        }.get(self.outcome, ".")
 
 
 def judged(by_round: Sequence[float]) -> str:
-    """Whether the first of two was faster, by its ratios to the second; with few rounds only by ``MARGIN``."""
-    margin = 0 if len(by_round) >= MANY_ROUNDS else MARGIN
-    return FASTER if max(by_round) < 1 - margin else SLOWER if min(by_round) > 1 + margin else SAME
+    """Whether the first of two was faster, by its ratios to the second; a few rounds tell only of a large factor."""
+    margin = MARGINS.get(len(by_round), 1.0)
+    if max(by_round) < 1 / margin:
+        return FASTER
+    if min(by_round) > margin:
+        return SLOWER
+    return UNKNOWN if len(by_round) in MARGINS else SAME
 
 
-def duels(result: Result, kind: str) -> list[Duel]:
-    """One for each scenario of a kind, by size."""
-    command, rival = result.contender(COMMAND), result.rival
-    return [
-        Duel(of.due, result.median(of, command) or 0, result.median(of, rival) or 0, judged(by_round))
-        for of in result.of_kind(kind)
-        if command and rival and (by_round := result.ratios(of, rival, command))
-    ]
+def duel(
+    result: Result,
+    scenario: Scenario | None,
+    first: Contender | None,
+    second: Contender | None,
+    measure: str = "seconds",
+) -> Duel | None:
+    """None where one of them has no figures."""
+    if not (scenario and first and second and (by_round := result.ratios(scenario, first, second, measure))):
+        return None
+    ours, theirs = (result.median(scenario, each, measure) or 0 for each in (first, second))
+    return Duel(scenario, first, second, ours, theirs, Spread.of(by_round), judged(by_round))
 
 
-def spoken(contender: Contender | None) -> str:
-    """A contender's title as part of a sentence: Celery with 2 processes."""
-    return contender.title.replace(", ", " with ", 1) if contender else ""
+def largest(result: Result, kind: str) -> Scenario | None:
+    """The largest scenario of a kind."""
+    return next(reversed(result.of_kind(kind)), None)
+
+
+def spoken(contender: Contender) -> str:
+    """A contender as part of a sentence: Celery with 2 processes."""
+    return (
+        "the command"
+        if contender.name == COMMAND
+        else contender.title.replace("command,", "the command,").replace(", ", " with ", 1)
+    )
+
+
+def capital(words: str) -> str:
+    """The words as a sentence begins with them."""
+    return words[:1].upper() + words[1:]
 
 
 def short_answer(result: Result) -> Finding | None:
-    """Whether the time that Celery saves matters beside the time between two ticks."""
-    if not (fought := duels(result, "backlog")):
+    """Whether the time that Celery saves matters beside the time between two ticks, each path at its strongest."""
+    backlog, command = largest(result, "backlog"), result.contender(COMMAND)
+    best = result.several if backlog and result.several and result.median(backlog, result.several) else command
+    if not (fought := duel(result, backlog, result.rival, best)):
         return None
-    due, ours, theirs, outcome = fought[-1]
-    interval, celery = result.options.interval_seconds, spoken(result.rival)
-    text = f"The command finished the largest backlog, {due:,} due accounts, in {duration(ours)} and is called every "
-    text += duration(interval)
-    if ours >= interval:
-        title = "Here the command is too slow for its schedule"
-        fits = "which fits" if theirs < interval else "which does not fit either: let it run less often"
-        return Finding(title, f"{text}. {celery} needed {duration(theirs)}, {fits}.")
-    if outcome != FASTER:
-        took = f"took {duration(theirs)}, a difference within the spread of this run"
-        took = f"took longer, {duration(theirs)}" if outcome == SLOWER else took
-        return Finding("On this machine, the command is enough", f"{text}. {celery} {took}.")
-    if ours < interval / 10:
-        title = "On this machine, time is no reason for Celery"
-        text += f". {celery} was faster, {duration(theirs)}, and the schedule has time enough for either."
-        return Finding(title, text)
-    title = "On this machine, Celery buys time that counts"
-    text += f": {ours / interval:.0%} of that. {celery} needed {duration(theirs)}, {theirs / interval:.0%}."
-    return Finding(title, text)
+    interval = result.options.interval_seconds
+    text = (
+        f"The largest backlog was {fought.scenario.due:,} due accounts, and a tick comes every {duration(interval)}. "
+    )
+    text += fought.sentence()
+    if fought.theirs >= interval:
+        fits = "Celery fits." if fought.ours < interval else "Neither fits: let it run less often."
+        return Finding("Here the command is too slow for its schedule", f"{text} {fits}")
+    if fought.outcome == FASTER and fought.theirs > interval / 10:
+        return Finding("On this machine, Celery saves time that counts", text)
+    return Finding("On this machine, time is no reason for Celery", f"{text} The schedule has time enough for either.")
 
 
 def wrong_outcomes(result: Result) -> Finding | None:
@@ -88,105 +123,136 @@ def wrong_outcomes(result: Result) -> Finding | None:
     return Finding("Wrong outcomes, not timed", " ".join(wrong)) if wrong else None
 
 
-def nothing_due(result: Result) -> Finding | None:
-    """The run that finds nothing to do: most of them."""
-    if not (fought := duels(result, "nothing")):
+def concurrency(result: Result) -> Finding | None:
+    """What several connections at once buy on either path, and whether it matters which path they are on."""
+    backlog, measure = largest(result, "backlog"), "service_seconds"
+    gained = duel(result, backlog, result.several, result.contender(COMMAND), measure)
+    against = duel(result, backlog, result.several, result.rival, measure)
+    sentences = [fought.sentence() for fought in (gained, against) if fought]
+    if not sentences:
         return None
-    _, ours, theirs, outcome = fought[-1]
-    text = f"The command took {duration(ours)}, {spoken(result.rival)} {duration(theirs)}."
-    if outcome == SAME:
-        text += " This run shows no difference between them."
-    for start_up in result.of_kind("start-up") if outcome == FASTER else ():
-        if taken := result.figures.get((start_up.name, "django-setup", "seconds")):
-            text += f" Python and Django take {duration(taken.spread.median)} to start, which cron pays at every run "
-            text += "and a worker once."
-    return Finding("What a run costs when nothing is due", text)
-
-
-def crossover(result: Result) -> Finding | None:
-    """From how many due accounts on Celery is faster."""
-    fought, celery = duels(result, "backlog"), spoken(result.rival)
-    faster, others = [d for d in fought if d.outcome == FASTER], [d for d in fought if d.outcome != FASTER]
-    if not fought:
-        return None
-    if not faster:
-        text = f"Up to {others[-1].due:,} due accounts, the most measured, {celery} was not faster than the command. "
-        return Finding("No crossover was found", text + "Whether it is beyond that, this run cannot say.")
-    if not others:
-        title = "Celery was faster at every size measured"
-        text = f"{celery} finished before the command with {faster[0].due:,} due accounts, the fewest measured, "
-        text += "already. Whether the command is faster below that, this run cannot say."
-    elif faster[0].due > others[-1].due:
-        title = "Where the crossover lies"
-        text = f"Between {others[-1].due:,} and {faster[0].due:,} due accounts: from there on {celery} finished before "
-        text += "the command."
-    else:
-        title = "No clear crossover"
-        sizes = listed([f"{duel.due:,}" for duel in faster])
-        text = f"{celery} was faster with {sizes} due accounts, and not at the other sizes."
-    ends = faster[:1] + faster[1:][-1:]
-    saved = [f"{duration(each.ours - each.theirs)} of {duration(each.ours)} with {each.due:,} due" for each in ends]
-    text += f" It saved {listed(saved)}."
-    return Finding(title, text)
-
-
-WAITED_LESS = {
-    SAME: "Between these two this run shows no difference.",
-    FASTER: "Customers waited less for Celery.",
-    SLOWER: "Customers waited less for the command.",
-}
-
-
-def customers_wait(result: Result) -> Finding | None:
-    """What a run does to those who pay while it is on."""
-    command, one_update, rival = result.contender(COMMAND), result.contender(ONE_UPDATE), result.rival
-    backlog, measure = next(reversed(result.of_kind("backlog")), None), "wait_p99_seconds"
-    if not backlog or not command or not result.median(backlog, command, measure):
-        return None
-
-    def waited(contender: Contender) -> str:
-        longest = result.figures.get((backlog.name, contender.name, "wait_max_seconds"))
-        worst = f" (the longest {duration(longest.spread.highest)})" if longest else ""
-        return f"{duration(result.median(backlog, contender, measure) or 0)}{worst}"
-
-    text = f"In the largest backlog 99 % of those who paid waited no longer than {waited(command)} beside the command"
-    if rival and (by_round := result.ratios(backlog, rival, command, measure)):
-        text += f", {waited(rival)} beside {spoken(rival)}. {WAITED_LESS[judged(by_round)]}"
-    else:
-        text += "."
-    if one_update and (by_round := result.ratios(backlog, one_update, command, measure)):
-        text += f" Beside one update() of all accounts it was {waited(one_update)}"
-        longer = f", {times(median(by_round))} as long as beside the command"
-        text += f"{longer if judged(by_round) == SLOWER else ''}."
-    return Finding("How long paying customers wait", text)
+    return Finding("What it buys to expire on several connections", f"The work alone: {' '.join(sentences)}")
 
 
 def mails(result: Result) -> Finding | None:
-    """From how many processes on Celery sends mails faster, and for how many mails the command is fast enough."""
-    scenario = next(iter(result.of_kind("mails")), None)
-    command = result.contender(MAIL_COMMAND)
-    if not scenario or not command or not (ours := result.median(scenario, command)):
+    """The same for mails, where most of the time is waiting for the mail server."""
+    scenario, command = largest(result, "mails"), result.contender(MAIL_COMMAND)
+    if not scenario or not command or not (alone := result.median(scenario, command)):
         return None
-    rivals = [
-        (spoken(contender), result.median(scenario, contender) or 0, judged(by_round))
-        for contender in result.in_scenarios(scenario)
-        if contender != command and (by_round := result.ratios(scenario, contender, command))
-    ]
-    text = f"The command sent {scenario.due:,} in {duration(ours)}, one after the other"
-    text += f"; {listed([f'{name} in {duration(theirs)}' for name, theirs, _ in rivals])}. " if rivals else ". "
-    faster = [(name, theirs) for name, theirs, outcome in rivals if outcome == FASTER]
-    pace = scenario.due * result.options.interval_seconds
-    sent = f"At this pace the command sends about {number(pace / ours)} mails between two calls of its schedule"
-    if faster:
-        best, theirs = faster[-1]
-        text += f"{faster[0][0]} was the first that was faster. {sent}, {best} about {number(pace / theirs)}. That is "
-        text += "where Celery begins to pay: with more mails than the command can send in time."
-    else:
-        text += f"{'None of them was faster. ' if rivals else ''}{sent}."
+    text = f"One after the other, the command sent {scenario.due:,} in {duration(alone)}: about "
+    text += f"{number(scenario.due * result.options.interval_seconds / alone)} between two ticks."
+    jobs, processes, threads = (result.contender(name) for name in (MAIL_JOBS, MAIL_CELERY, MAIL_THREADS))
+    for one, other in ((jobs, processes), (threads, processes)):
+        if fought := duel(result, scenario, one, other):
+            text += f" {fought.sentence()}"
+            memory = [result.median(scenario, each, "peak_memory_bytes") for each in (fought.first, fought.second)]
+            if all(memory):
+                text += f" They held {listed([quantity('bytes', each or 0) for each in memory])}."
     return Finding("Mails through a slow server", text)
 
 
-FINDINGS = (short_answer, wrong_outcomes, nothing_due, crossover, customers_wait, mails)
+def standing_worker(result: Result) -> Finding | None:
+    """What only a standing process buys: it has started already."""
+    command, celery = result.contender(COMMAND), result.rival
+    sentences = []
+    if fought := duel(result, largest(result, "nothing"), celery, command):
+        sentences.append(f"With nothing due: {fought.sentence()}")
+        start_up = largest(result, "start-up")
+        taken = start_up and result.figures.get((start_up.name, "django-setup", "seconds"))
+        if taken:
+            sentences.append(
+                f"Python and Django take {duration(taken.spread.median)} to start, at every run of cron's."
+            )
+    late = largest(result, "late")
+    if late and command and celery and (ours := result.median(late, command, "late_median_seconds")):
+        theirs, ticks = (result.median(late, celery, measure) for measure in ("late_median_seconds", "ticks"))
+        if theirs and ticks:
+            sentences.append(
+                f"After the moment of a tick, accounts had expired within {duration(theirs)} by Celery and "
+                f"{duration(ours)} by cron (medians of {ticks:.0f} ticks)."
+            )
+    return Finding("What only a standing worker buys", " ".join(sentences)) if sentences else None
+
+
+def resting(result: Result, contender: Contender) -> str:
+    """What a contender costs at rest, as part of a sentence; empty where it was not measured."""
+    scenario = largest(result, "idle")
+    measures = ("held_bytes", "day_cpu_seconds", "minute_transactions", "minute_commands")
+    values = [scenario and result.median(scenario, contender, measure) for measure in measures]
+    if any(value is None for value in values):
+        return ""
+    held, cpu, transactions, commands = (value or 0 for value in values)
+    if not held:
+        return f"{spoken(contender)} nothing, and {duration(cpu)} of CPU time for a day of hourly runs"
+    return (
+        f"{spoken(contender)} {quantity('bytes', held)}, {duration(cpu)} of CPU time a day, "
+        f"{number(transactions)} transactions and {number(commands)} broker commands a minute"
+    )
+
+
+def cost_at_rest(result: Result) -> Finding | None:
+    """What each path takes while there is nothing to do."""
+    paths = [each for each in result.contenders if each.path == "celery" or each.name == COMMAND]
+    costs = [cost for each in paths if (cost := resting(result, each))]
+    return Finding("What it costs at rest", f"{capital('; '.join(costs))}.") if costs else None
+
+
+def engines(result: Result) -> Finding | None:
+    """What another engine would change: at rest, and in how late a tick is."""
+    late, sentences = largest(result, "late"), []
+    for engine in result.contenders:
+        if engine.path == "engine" and (cost := resting(result, engine)):
+            lateness = late and result.median(late, engine, "late_median_seconds")
+            behind = f"; a tick is {duration(lateness)} late" if lateness else ""
+            sentences.append(f"{capital(cost)}{behind}.")
+    return Finding("What another engine would change", " ".join(sentences)) if sentences else None
+
+
+def customers_wait(result: Result) -> Finding | None:
+    """What a run does to those who pay while it is on: longest transactions, which sample nothing, and their waits."""
+    backlog, command = largest(result, "backlog"), result.contender(COMMAND)
+    if not backlog:
+        return None
+    parts = []
+    for each in (result.contender(ONE_UPDATE), command, result.several, result.rival):
+        longest = each and result.median(backlog, each, "longest_transaction_seconds")
+        if each and longest:
+            waited = [
+                (result.median(backlog, each, measure), words)
+                for measure, words in (("wait_p99_seconds", "99 % of"), ("wait_max_seconds", "the longest of"))
+            ]
+            payments = result.median(backlog, each, "payments") or 0
+            said = [f"{words} {payments:,.0f} payments waited {duration(value)}" for value, words in waited if value][
+                :1
+            ]
+            parts.append(f"{spoken(each)} {duration(longest)}{f' ({said[0]})' if said else ''}")
+    return Finding("How long customers may wait", f"The longest transaction: {'; '.join(parts)}.") if parts else None
+
+
+def recovery(result: Result) -> Finding | None:
+    """From the kill of a working process until all was done."""
+    scenario = largest(result, "faults")
+    times = [
+        f"{spoken(each)} {duration(seconds)}"
+        for each in result.contenders
+        if scenario and (seconds := result.median(scenario, each, "worker_seconds"))
+    ]
+    if not scenario or not times:
+        return None
+    return Finding("Killed in the middle of a run", f"{scenario.title}. Until all was done: {listed(times)}.")
+
+
+FINDINGS = (
+    short_answer,
+    wrong_outcomes,
+    concurrency,
+    mails,
+    standing_worker,
+    cost_at_rest,
+    engines,
+    customers_wait,
+    recovery,
+)
 
 
 def verdict(result: Result) -> list[Finding]:
