@@ -5,12 +5,11 @@ import re
 from collections.abc import Mapping
 
 from django.conf import settings
-from django.utils import timezone
 from redis import Redis
 
-from accounts.models import Account, Notice
+from accounts.models import Notice
 from comparison.management.commands.expire_otherwise import PART
-from comparison.runners import CronRun, Program, Runner, Standing, python
+from comparison.runners import CronRun, Program, Standing, python
 from project.celery import app
 from sandbox import servers
 from sandbox.mail_server import Mailbox
@@ -24,7 +23,7 @@ RAW_UPDATE = """
 
 
 class RawUpdate(CronRun):
-    name, title = "raw-sql", "One raw UPDATE"
+    name, title = "raw-sql", "raw UPDATE"
     how = "psql runs one UPDATE that writes the same columns of the same rows: the limit."
     path = "limit"
 
@@ -40,7 +39,7 @@ class RawUpdate(CronRun):
 class OneUpdate(CronRun):
     """What a first version does."""
 
-    name, title = "one-update", "One update() of all"
+    name, title = "one-update", "one update()"
     how = "A management command with one queryset.update(), of the same columns, in a process of its own."
     arguments = python("manage.py", "expire_otherwise", "one-update")
 
@@ -52,7 +51,7 @@ class OneUpdate(CronRun):
 class SaveLoop(OneUpdate):
     """What most packages do."""
 
-    name, title = "row-by-row", "A loop of save()"
+    name, title = "row-by-row", "save() loop"
     how = (
         f"A management command that saves one account after the other; measured once, on {PART:,} of them at most, "
         "and without customers, because its save() would take back what they paid for meanwhile."
@@ -63,15 +62,15 @@ class SaveLoop(OneUpdate):
 
 
 class ExpireTrials(CronRun):
-    name, title = "command", "expire_trials"
-    how = "This project's command, in a process of its own. After a kill the next cron run takes what is left."
+    name, title = "command", "command"
+    how = "./manage.py expire_trials, in a process of its own, with one connection."
     arguments = python("manage.py", "expire_trials")
 
 
 class ExpireTrialsJobs(ExpireTrials):
     """Several connections at once, each in a thread."""
 
-    how = "This project's command with --jobs {jobs}: so many threads, each with a connection of its own."
+    how = "./manage.py expire_trials --jobs {jobs}, in a process of its own: threads, each with its own connection."
 
     def __init__(self, jobs: int) -> None:
         self.name, self.title = f"command-jobs-{jobs}", f"command, {jobs} jobs"
@@ -152,7 +151,7 @@ class CeleryBeatInside(CeleryThreads):
     how = HANDED_OVER + "one worker with {concurrency} threads that runs beat, too (-B), for a single host."
 
     def called(self) -> tuple[str, str]:
-        return "celery-beat-inside", "Celery, threads, -B"
+        return "celery-beat-inside", "Celery threads, -B"
 
     def programs(self, every: int | None) -> Mapping[str, Program]:
         inside = self.worker("--beat") if every else self.worker()
@@ -170,7 +169,7 @@ def mail_environment(mailbox: Mailbox) -> dict[str, str]:
 
 
 class SendNotices(CronRun):
-    how = "This project's command, in a process of its own: {jobs} at a time, each over a connection of its own."
+    how = "./manage.py send_trial_notices, in a process of its own: {jobs} at a time, each on its own connections."
 
     def __init__(self, jobs: int, *, mailbox: Mailbox) -> None:
         self.name, self.title = (
@@ -211,29 +210,3 @@ class CeleryMails(Celery):
 
 class CeleryThreadsMails(CeleryMails, CeleryThreads):
     how = "Mails: a message to a standing worker of one process with {concurrency} threads, to the last mail on record."
-
-
-class PythonStart(CronRun):
-    name = title = "python"
-    how = "Python starts, and does nothing."
-    path = "limit"
-    arguments = python("-c", "")
-
-
-class DjangoSetup(CronRun):
-    """What every management command begins with."""
-
-    how = "Python starts, and Django with the project's settings."
-    name, title, path = "django-setup", "django.setup()", "limit"
-    arguments = python("-c", "import django; django.setup()")
-
-
-class DueQuery(Runner):
-    """The question that every run begins with."""
-
-    how = "“Is anything due?”, asked on an open connection when nothing is."
-    name, title, path = "due-query", "The query", "limit"
-    rounds = 20  # it takes so little
-
-    def run(self) -> None:
-        Account.objects.any_due(timezone.now())

@@ -138,31 +138,45 @@ def at_rest(turn: Turn) -> Iterator[None]:
     """What it costs that nothing is to be done: memory, connections, and what a day's CPU time would be.
 
     Of standing processes as they take it while nobody wants anything, without ticks. Of a process for each run, which
-    leaves nothing behind, what a day of hourly runs takes that find nothing due.
+    leaves nothing behind, what a day of hourly runs takes that find nothing due. Where sessions of the database stay
+    open, their CPU time is counted, too.
     """
     runner = turn.runner
-    began, before = time.monotonic(), used(runner)
+    sessions = sessions_of(runner.site.name) if turn.database else []
+    began, before = time.monotonic(), (cpu_seconds(sessions), *used(runner))
     yield
     of_a_day = DAY / (time.monotonic() - began) if runner.roles() else DAY / HOUR
-    cpu, transactions, commands = (after - first for after, first in zip(used(runner), before, strict=True))
+    after = (cpu_seconds(sessions), *used(runner))
+    asking, cpu, transactions, commands = (now - then for now, then in zip(after, before, strict=True))
     held = {f"{role}_bytes": memory_bytes(processes) for role, processes in runner.roles().items()}
     turn.values |= {
-        "day_cpu_seconds": cpu * of_a_day,
+        "day_cpu_seconds": (cpu + asking) * of_a_day,
         "minute_transactions": transactions * of_a_day / 1440,
         "minute_commands": commands * of_a_day / 1440,
-        "connections": ask_of(CONNECTIONS, runner.site.name),
+        "connections": len(sessions_of(runner.site.name)),
         "processes": sum(map(len, runner.roles().values())),
         "held_bytes": sum(held.values()),
         **held,
     }
 
 
-CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
 TRANSACTIONS = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
 
 
+def sessions_of(database: str) -> list[psutil.Process]:
+    """The server's processes for the open connections to it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'", [database]
+        )
+        pids = [pid for (pid,) in cursor.fetchall()]
+    return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+
+
 def used(runner: Runner) -> tuple[float, int, int]:
-    """So far: CPU seconds of its processes, transactions on its database, and commands to its broker."""
+    """So far: CPU seconds of its processes, transactions on its database, and commands to its broker, if it has one."""
+    if runner.store != "broker":
+        return runner.cpu_seconds(), ask_of(TRANSACTIONS, runner.site.name), 0
     with Redis.from_url(runner.site.broker) as broker:
         commands: int = broker.info("stats")["total_commands_processed"]
     return runner.cpu_seconds(), ask_of(TRANSACTIONS, runner.site.name), commands

@@ -82,7 +82,7 @@ def in_markdown(table: Table) -> str:
 def print_table(table: Table, console: Console) -> None:
     """Print one table, its caption above and its note below."""
     printed = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    printed.add_column(table.columns[0], no_wrap=all(len(name) <= 24 for name, *_ in table.rows))
+    printed.add_column(table.columns[0], no_wrap=all(len(name) <= 28 for name, *_ in table.rows))
     for column in table.columns[1:]:
         printed.add_column(column, justify="right")
     for row in table.rows:

@@ -113,7 +113,6 @@ class Comparison:
         """The scenarios, size by size, those on the same tables one after the other."""
         sizes, mails, only = self.options.sizes, self.options.mails, self.options.only
         runs, ticks = contestants(self.options.workers), scheduled(self.options.workers)
-        start_ups = [contenders.PythonStart(), contenders.DjangoSetup(), contenders.ExpireTrials()]
 
         def workload(kind: type[Workload], accounts: int, runners: Sequence[Runner], **more: Mailbox) -> Workload:
             chosen = [each for each in runners if not only or each.name in only or each.path == "limit"]
@@ -133,7 +132,6 @@ class Comparison:
                 yield workload(workloads.Late, size, ticks)
             if size == sizes[-1]:
                 yield workload(workloads.NothingDue, size, [each for each in runs if not each.part])
-                yield workload(workloads.StartUp, size, [*start_ups, contenders.DueQuery()])
                 yield workload(workloads.NormalDay, size, runs)
             yield workload(workloads.Backlog, size, runs)
         yield workload(workloads.Faults, workloads.Faults.fixed_accounts, ticks)

@@ -157,12 +157,6 @@ def standing_worker(result: Result) -> Finding | None:
     sentences = []
     if fought := duel(result, largest(result, "nothing"), celery, command):
         sentences.append(f"With nothing due: {fought.sentence()}")
-        start_up = largest(result, "start-up")
-        taken = start_up and result.figures.get((start_up.name, "django-setup", "seconds"))
-        if taken:
-            sentences.append(
-                f"Python and Django take {duration(taken.spread.median)} to start, at every run of cron's."
-            )
     late = largest(result, "late")
     if late and command and celery and (ours := result.median(late, command, "late_median_seconds")):
         theirs, ticks = (result.median(late, celery, measure) for measure in ("late_median_seconds", "ticks"))

@@ -33,7 +33,6 @@ class Workload:
     """What they are filled with: a key of ``sample.DUE_OF_PERIOD``, or a name of its own."""
     changes_accounts: ClassVar[bool] = True  # every turn begins with the tables as they were filled
     once: ClassVar[bool] = False  # one round is enough, because it varies little or takes long
-    more_rounds: ClassVar[int] = 0
 
     together: ClassVar[bool] = False  # the contenders rest or wait most of the time, and do so side by side
 
@@ -66,7 +65,7 @@ class Workload:
 
     def rounds(self, runner: Runner) -> int:
         """How often a contender has its turn."""
-        return self.once or runner.rounds or self.options.rounds + self.more_rounds
+        return self.once or runner.rounds or self.options.rounds
 
     @contextmanager
     def around(self, turn: Turn) -> Iterator[None]:
@@ -120,17 +119,6 @@ class Backlog(Expiry):
 
     kind = tables = "backlog"
     title = "A backlog: {due:,} of {accounts:,} accounts are due"
-
-
-class StartUp(Workload):
-    """What a process costs that finds nothing to do. Nobody watches it, and the contenders take turns."""
-
-    kind = "start-up"
-    title = "To find that nothing is due among {accounts:,} accounts"
-    measures = (measures.wall_time,)
-    baseline = "django-setup"
-    changes_accounts = False
-    more_rounds = 1  # what is short varies more
 
 
 class Scheduled(Workload):
@@ -260,5 +248,5 @@ class Mails(Workload):
         return ""
 
 
-KINDS = [each.kind for each in (NothingDue, NormalDay, Backlog, Mails, AtRest, Late, Faults, StartUp)]
+KINDS = [each.kind for each in (NothingDue, NormalDay, Backlog, Mails, AtRest, Late, Faults)]
 """In the order to show them."""

@@ -22,7 +22,7 @@ from comparison.report import Report
 from comparison.run import Comparison, names
 from comparison.runners import Failed
 from comparison.sample import PERIOD
-from comparison.workloads import KINDS, Backlog, Faults, Mails, StartUp, Workload
+from comparison.workloads import KINDS, Backlog, Faults, Mails, Workload
 from project import service_urls
 from sandbox import scratch
 from sandbox.servers import stop_signals_recorded
@@ -43,7 +43,7 @@ class Extent(NamedTuple):
 
 
 DEFAULT = Extent((10_000, 100_000, 1_000_000), 2, 200, 30, 10)
-QUICK = Extent((10_000, 50_000), 1, 100, 10, 3, (Faults, Mails, StartUp))
+QUICK = Extent((10_000, 50_000), 1, 100, 10, 3, (Faults, Mails))
 FULL = Extent((10_000, 100_000, 1_000_000, 10_000_000), 2, 1000, 120, 30, ())
 
 
