@@ -17,7 +17,7 @@ SESSION_OPTIONS = "-c log_min_duration_statement=0"  # of libpq, as in ``PGOPTIO
 LINE = re.compile(
     # The default of log_line_prefix is '%m [%p] '. What an extended query has before "execute" takes no lock.
     r"^(?P<ended>\S+ [\d:.]+) \S+ \[(?P<session>\d+)\] LOG:  duration: (?P<ms>[\d.]+) ms"
-    r"  (?:statement|execute [^:]*):\s+(?P<statement>.*)",
+    r"  (?:statement|execute [^:]*):\s+(?P<statement>.*?)\s*$",
     re.DOTALL,
 )
 WRITES = re.compile(r"^(UPDATE|INSERT|DELETE|MERGE|COPY|WITH)\b|\bFOR (NO KEY )?UPDATE\b", re.IGNORECASE)
@@ -71,7 +71,7 @@ def longest_write(noted: Iterable[Statement]) -> float:
     began: dict[str, float] = {}  # by session with an open transaction
     wrote: set[str] = set()
     for session, started, ended, text in noted:
-        verb = text.split(maxsplit=1)[0].rstrip(";").upper()
+        verb = text.partition(" ")[0].rstrip(";").upper()  # a check of the connection is an empty statement
         if verb == "BEGIN":
             began[session] = started
             continue
