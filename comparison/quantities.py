@@ -43,10 +43,10 @@ def quantity(measure: str, value: float) -> str:
 
 
 def ratio_and_spread(ratio: Spread) -> str:
-    """The median and, of several rounds, the lowest and the highest: 0.73 (0.63 to 0.97)."""
+    """The median and, of several rounds, the lowest and the highest: 0.730 (0.631 to 0.970)."""
     if ratio.lowest == ratio.highest:
         return digits(ratio.median)
-    return f"{digits(ratio.median)} ({digits(ratio.lowest)} to {digits(ratio.highest)})"
+    return f"{digits(ratio.median)} ({digits(ratio.lowest)}\N{EN DASH}{digits(ratio.highest)})"
 
 
 def listed(words: list[str]) -> str:

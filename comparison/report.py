@@ -5,6 +5,7 @@ Both show the same tables and the same verdict. A scenario of a new kind appears
 
 from itertools import groupby
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 from django.template.loader import render_to_string
@@ -80,11 +81,12 @@ def in_markdown(table: Table) -> str:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print one table, its caption above and its note below."""
+    """Print one table, its caption above and its note below; a heading is as narrow as its words and figures allow."""
     printed = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    printed.add_column(table.columns[0], no_wrap=all(len(name) <= 28 for name, *_ in table.rows))
-    for column in table.columns[1:]:
-        printed.add_column(column, justify="right")
+    for number, heading in enumerate(table.columns):
+        widest = max((len(row[number]) for row in table.rows), default=0)
+        words = fill(heading, max(widest, *map(len, heading.split() or [""]), 7), break_long_words=False)
+        printed.add_column(words, justify="right" if number else "left", no_wrap=True)
     for row in table.rows:
         printed.add_row(*row)
     note = [table.note, ""] if table.note else []

@@ -100,7 +100,7 @@ def scenario_tables(result: Result, scenario: Scenario) -> Iterator[Table]:
         columns = [
             column
             for measure, heading in measures.items()
-            if any((scenario.name, each.name, measure) in result.figures for each in contenders)
+            if any((scenario.name, each.name, of) in result.figures for each in contenders for of in asked(measure))
             for column in columns_of(result, scenario, measure, heading)
         ]
         if not columns:
@@ -128,16 +128,16 @@ def columns_of(result: Result, scenario: Scenario, measure: str, heading: str) -
             return in_unit_of(heading, found.spread.median) + marks(figure, contender, measure)
         if measure == "wait_p99_seconds" and figure(contender, "payments"):
             return "too few"
-        return f">{lost.spread.median:.0f}" if (lost := figure(contender, not_within(measure))) else ""
+        return f">{lost.spread.median:.0f}" if (lost := figure(contender, asked(measure)[1])) else ""
 
     yield heading, median
     if measure in WITH_RATIO and scenario.baseline in scenario.contenders:
         yield RATIO, lambda each: ratio_and_spread(found.ratio) if (found := figure(each)) and found.ratio else ""
 
 
-def not_within(measure: str) -> str:
-    """What a fault's measure is called where the contender did not recover in time."""
-    return measure.replace("_seconds", "_not_within_seconds")
+def asked(measure: str) -> tuple[str, str]:
+    """The measure, and what a fault's is called where the contender did not recover in time."""
+    return measure, measure.replace("_seconds", "_not_within_seconds")
 
 
 def marks(figure: Callable[[Contender, str], Figure | None], contender: Contender, measure: str) -> str:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from comparison.measurements import Contender, Key, Options, Result, Scenario, Values
 
 MB = 1_000_000
-HOUR = 3600.0
 
 
 def contender(name: str, title: str, path: str) -> Contender:
@@ -13,29 +12,33 @@ def contender(name: str, title: str, path: str) -> Contender:
 
 
 PATHS = (
-    contender("raw-sql", "One raw UPDATE", "limit"),
-    contender("one-update", "One update() of all", "cron"),
-    contender("command", "expire_trials", "cron"),
-    contender("celery-1", "Celery, 1 process", "celery"),
+    contender("raw-sql", "raw UPDATE", "limit"),
+    contender("one-update", "one update()", "cron"),
+    contender("row-by-row", "save() loop", "cron"),
+    contender("command", "command", "cron"),
+    contender("command-jobs-2", "command, 2 jobs", "cron"),
     contender("celery-2", "Celery, 2 processes", "celery"),
-    contender("row-by-row", "A loop of save()", "cron"),
+    contender("celery-threads-2", "Celery, 2 threads", "celery"),
+    contender("procrastinate", "procrastinate", "engine"),
 )
 CONTENDERS = (
     *PATHS,
-    contender("python", "python", "limit"),
-    contender("django-setup", "django.setup()", "limit"),
-    contender("mail-command", "send_trial_notices", "cron"),
-    contender("mail-celery-1", "Celery, 1 process", "celery"),
+    contender("celery-beat-inside", "Celery threads, -B", "celery"),
+    contender("mail-command", "command", "cron"),
+    contender("mail-jobs-8", "command, 8 jobs", "cron"),
     contender("mail-celery-8", "Celery, 8 processes", "celery"),
+    contender("mail-celery-threads-8", "Celery, 8 threads", "celery"),
 )
 # For each contender: start-up seconds, seconds per account, accounts in a transaction, MB.
 COSTS = {
     "raw-sql": (0.02, 5.5e-6, None, 9),
     "one-update": (0.72, 5.6e-6, None, 62),
-    "command": (0.45, 5.8e-6, 10_000, 60),
-    "celery-1": (0.02, 6.6e-6, 10_000, 190),
-    "celery-2": (0.02, 4.0e-6, 10_000, 255),
     "row-by-row": (0.72, 850e-6, 1, 64),
+    "command": (0.45, 5.8e-6, 10_000, 60),
+    "command-jobs-2": (0.45, 4.1e-6, 10_000, 62),
+    "celery-2": (0.02, 4.0e-6, 10_000, 255),
+    "celery-threads-2": (0.02, 4.1e-6, 10_000, 105),
+    "procrastinate": (0.02, 5.8e-6, 10_000, 70),
 }
 NAMES = tuple(COSTS)
 
@@ -63,11 +66,11 @@ def values(of: Scenario, contender: str, number: int) -> dict[str, float]:
     longest = max(0.003, min(in_transaction or of.due, of.due) * per_account) * noise
     payments = min(int(20 * (start_up + work)), of.due // 2)
     waits = {
+        "payments": payments,
         "wait_median_seconds": 0.002 + longest / 5,
-        "wait_p99_seconds": 0.004 + longest * 0.9,
         "wait_max_seconds": 0.004 + longest,
+        **({"wait_p99_seconds": 0.004 + longest * 0.9} if payments >= 100 else {}),
     }
-    late = {"late_average_seconds": HOUR / 2 + start_up + work, "late_worst_seconds": HOUR + start_up + work}
     return {
         "measured_on": min(of.due, 250) if contender == "row-by-row" else of.due,
         "seconds": start_up + work,
@@ -77,29 +80,48 @@ def values(of: Scenario, contender: str, number: int) -> dict[str, float]:
         "database_cpu_seconds": 0.9 * work,
         "peak_memory_bytes": memory * MB,
         "longest_transaction_seconds": longest,
-        "payments": payments,
-        **(waits if payments else {}),
-        **(late if of.kind == "normal" else {}),
+        **(waits if payments and contender != "row-by-row" else {}),
     }
 
 
-def held(processes: int) -> dict[str, float]:
+def held(processes: int, *, broker: int = 9, scheduler: int = 62) -> dict[str, float]:
     worker = 64 + 24 * processes
     return {
-        "processes": 3 + processes,
-        "broker_bytes": 9 * MB,
-        "scheduler_bytes": 62 * MB,
+        "day_cpu_seconds": 80.0 * (1 + processes),
+        "minute_transactions": 36,
+        "minute_commands": 107 if broker else 0,
+        "connections": 1,
+        "processes": 1 + processes + bool(scheduler) + bool(broker),
+        **({"broker_bytes": broker * MB} if broker else {}),
+        **({"scheduler_bytes": scheduler * MB} if scheduler else {}),
         "worker_bytes": worker * MB,
-        "held_bytes": (71 + worker) * MB,
+        "held_bytes": (broker + scheduler + worker) * MB,
     }
 
 
+def late(median: float) -> dict[str, float]:
+    return {"late_median_seconds": median, "late_worst_seconds": 3 * median, "ticks": 10}
+
+
+RESTING = {"day_cpu_seconds": 18.0, "minute_transactions": 0.2, "minute_commands": 0, "connections": 0, "processes": 0}
 OTHERS: dict[str, dict[str, dict[str, float]]] = {
-    "idle": {"command": {"processes": 0, "held_bytes": 0}, "celery-1": held(1), "celery-2": held(2)},
-    "start-up": {"python": {"seconds": 0.016}, "django-setup": {"seconds": 0.38}, "command": {"seconds": 0.45}},
-    "killed": {
-        "command": {"left": 391_000, "seconds": 2.9, "until_tick_seconds": HOUR},
-        "celery-2": {"left": 380_000, "seconds": 4.4, "until_tick_seconds": 600},
+    "idle": {
+        "command": {**RESTING, "held_bytes": 0},
+        "celery-2": held(2),
+        "celery-beat-inside": held(1, scheduler=0),
+        "procrastinate": held(0, broker=0, scheduler=0),
+    },
+    "late": {"command": late(0.81), "celery-2": late(0.031), "procrastinate": late(0.04)},
+    "faults": {
+        "command": {
+            **{"worker_seconds": 10.7, "worker_ended": 0, "database_seconds": 9.9, "database_ended": 0},
+            **{"missed_seconds": 9.9, "missed_ended": 0, "missed_caught_up": 0},
+        },
+        "celery-2": {
+            **{"worker_seconds": 6.1, "worker_ended": 0, "scheduler_seconds": 2.4, "scheduler_ended": 0},
+            **{"database_seconds": 4.2, "database_ended": 1, "broker_not_within_seconds": 60},
+            **{"missed_seconds": 2.9, "missed_ended": 0, "missed_caught_up": 1},
+        },
     },
 }
 
@@ -124,7 +146,7 @@ def result() -> Result:
         *(scenario("backlog", size * 8 // 10, accounts=size) for size in sizes),
         *(
             scenario(kind, 0, accounts=sizes[0], baseline=baseline, contenders=tuple(OTHERS[kind]))
-            for kind, baseline in (("idle", ""), ("start-up", "django-setup"), ("killed", ""))
+            for kind, baseline in (("idle", ""), ("late", ""), ("faults", ""))
         ),
     )
     return Result(
@@ -146,8 +168,10 @@ def result() -> Result:
             rounds=3,
             seed=61,
             workers=2,
-            interval_seconds=HOUR,
             mails=200,
+            rest_seconds=30,
+            ticks=10,
+            only=(),
         ),
         contenders=CONTENDERS,
         scenarios=scenarios,
