@@ -155,7 +155,8 @@ def test_the_cost_at_rest_is_each_contenders_own() -> None:
         "Celery threads with -B 97 MB, 2.67 min of CPU time a day, 36 transactions and 107 broker commands a minute."
     )
     assert said(verdict.engines(example)).partition(". ")[2] == (
-        "Procrastinate 64 MB, 80 s of CPU time a day, 36 transactions and 0 broker commands a minute; a tick is 40 ms late."
+        "Procrastinate 64 MB, 80 s of CPU time a day, 36 transactions and 0 broker commands a minute; "
+        "a tick is 40 ms late."
     )
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,6 +154,11 @@ def repeated_by(options: Options) -> str:
     return command + (f" --only {' '.join(options.only)}" if options.only else "")
 
 
+def command_line_again(argv: Sequence[str]) -> list[str]:
+    """The same command line for the process that compares. The last --settings counts, also where one was given."""
+    return [sys.executable, *argv, f"--settings={SETTINGS}"]
+
+
 def begin_again_on_a_scratch_database(database_url: str | None) -> None:
     """Run the same command line in a process whose environment names a scratch database and broker, and no other.
 
@@ -167,8 +173,7 @@ def begin_again_on_a_scratch_database(database_url: str | None) -> None:
                 scratch.environment(database_url=database_url) as environment,
                 # In a session of its own: Ctrl-C reaches this process only, which then stops things in order.
                 subprocess.Popen(  # noqa: S603
-                    # The last --settings counts: with one that was given it would begin again and again.
-                    [sys.executable, *sys.argv, f"--settings={SETTINGS}"],
+                    command_line_again(sys.argv),
                     env={**environment, "DJANGO_SETTINGS_MODULE": SETTINGS},
                     start_new_session=True,
                 ) as child,
