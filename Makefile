@@ -10,7 +10,7 @@ help: ## list the verbs
 demo: .venv ## watch trials expire by both paths, on real data
 	DJANGO_SETTINGS_MODULE=sandbox.settings .venv/bin/python manage.py demo $(ARGS)
 
-compare: .venv ## measure both paths on this machine: about five minutes, ARGS=--quick less than one; --html FILE for a page
+compare: .venv ## measure the paths side by side on this machine: about six minutes, ARGS=--quick about one; --html FILE for a page
 	DJANGO_SETTINGS_MODULE=sandbox.settings .venv/bin/python manage.py compare_paths $(ARGS)
 
 test: .venv ## the tests, on a real PostgreSQL and a real broker that come with them
