@@ -129,7 +129,7 @@ class Celery(Standing):
 
 
 MOMENTS = (
-    "(clocked_time) SELECT date_trunc('second', now()) + interval '1 s' * (4 + n * %s) FROM generate_series(1, 60) n"
+    "(clocked_time) SELECT date_trunc('second', now()) + interval '1 s' * (3 + n * %s) FROM generate_series(1, 60) n"
 )
 INTERVAL = "(every, period) VALUES (%s, 'seconds')"
 ENTRIES = """
@@ -141,6 +141,7 @@ ENTRIES = """
 
 class CeleryThreads(Celery):
     pool = "threads"
+    same_scheduler = True
     how = HANDED_OVER + "one process with {concurrency} threads, and beat beside it for the schedule."
 
     def called(self) -> tuple[str, str]:
@@ -178,6 +179,7 @@ class SendNotices(CronRun):
         self.how = self.how.format(jobs="one mail" if jobs == 1 else f"{jobs} mails")
         self.arguments = python("manage.py", "send_trial_notices", *([f"--jobs={jobs}"] if jobs > 1 else []))
         self.environment = mail_environment(mailbox)
+        self.rounds = 1 if jobs == 1 else None  # most of its time is the mail server's
 
 
 class CeleryMails(Celery):

@@ -82,6 +82,7 @@ class Runner(ABC):
     store: str = ""  # where work waits for its processes: ``broker``, ``database``, or nowhere
     keeps_connections = False
     """Its standing processes keep a connection to the database, which does not survive that it is restored."""
+    same_scheduler = False  # its schedule is kept by the same process as another contender's
     rounds: int | None = None  # how often it runs in a scenario at most
     part: int | None = None  # it is measured on so many due accounts only
     work: Mapping[str, float] = {}

@@ -65,7 +65,7 @@ class Workload:
 
     def rounds(self, runner: Runner) -> int:
         """How often a contender has its turn."""
-        return self.once or runner.rounds or self.options.rounds
+        return 1 if self.once else min(self.options.rounds, runner.rounds or self.options.rounds)
 
     @contextmanager
     def around(self, turn: Turn) -> Iterator[None]:
