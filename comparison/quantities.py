@@ -43,10 +43,11 @@ def quantity(measure: str, value: float) -> str:
 
 
 def ratio_and_spread(ratio: Spread) -> str:
-    """The median and, of several rounds, the lowest and the highest: 0.730 (0.631 to 0.970)."""
-    if ratio.lowest == ratio.highest:
-        return digits(ratio.median)
-    return f"{digits(ratio.median)} ({digits(ratio.lowest)}\N{EN DASH}{digits(ratio.highest)})"
+    """The median and, of several rounds, the lowest and the highest; to a hundredth where that counts."""
+    median, lowest, highest = (
+        f"{value:.2f}" if 0.1 <= value < 10 else digits(value) for value in (ratio.median, ratio.lowest, ratio.highest)
+    )
+    return median if ratio.lowest == ratio.highest else f"{median} ({lowest}\N{EN DASH}{highest})"
 
 
 def listed(words: list[str]) -> str:

@@ -131,7 +131,10 @@ def concurrency(result: Result) -> Finding | None:
     sentences = [fought.sentence() for fought in (gained, against) if fought]
     if not sentences:
         return None
-    return Finding("What it buys to expire on several connections", f"The work alone: {' '.join(sentences)}")
+    return Finding(
+        "What it buys to expire on several connections",
+        f"Timed is the work alone, without start-up. {' '.join(sentences)}",
+    )
 
 
 def mails(result: Result) -> Finding | None:
@@ -169,7 +172,7 @@ def standing_worker(result: Result) -> Finding | None:
 
 
 def resting(result: Result, contender: Contender) -> str:
-    """What a contender costs at rest, as part of a sentence; empty where it was not measured."""
+    """What a contender costs at rest; empty where it was not measured."""
     scenario = largest(result, "idle")
     measures = ("held_bytes", "day_cpu_seconds", "minute_transactions", "minute_commands")
     values = [scenario and result.median(scenario, contender, measure) for measure in measures]
@@ -177,9 +180,9 @@ def resting(result: Result, contender: Contender) -> str:
         return ""
     held, cpu, transactions, commands = (value or 0 for value in values)
     if not held:
-        return f"{spoken(contender)} nothing, and {duration(cpu)} of CPU time for a day of hourly runs"
+        return f"{contender.title}: nothing, and {duration(cpu)} of CPU time for a day of hourly runs"
     return (
-        f"{spoken(contender)} {quantity('bytes', held)}, {duration(cpu)} of CPU time a day, "
+        f"{contender.title}: {quantity('bytes', held)}, {duration(cpu)} of CPU time a day, "
         f"{number(transactions)} transactions and {number(commands)} broker commands a minute"
     )
 
@@ -188,7 +191,7 @@ def cost_at_rest(result: Result) -> Finding | None:
     """What each path takes while there is nothing to do."""
     paths = [each for each in result.contenders if each.path == "celery" or each.name == COMMAND]
     costs = [cost for each in paths if (cost := resting(result, each))]
-    return Finding("What it costs at rest", f"{capital('; '.join(costs))}.") if costs else None
+    return Finding("What it costs at rest", f"{'. '.join(costs)}.") if costs else None
 
 
 def engines(result: Result) -> Finding | None:
@@ -198,7 +201,7 @@ def engines(result: Result) -> Finding | None:
         if engine.path == "engine" and (cost := resting(result, engine)):
             lateness = late and result.median(late, engine, "late_median_seconds")
             behind = f"; a tick is {duration(lateness)} late" if lateness else ""
-            sentences.append(f"{capital(cost)}{behind}.")
+            sentences.append(f"{cost}{behind}.")
     return Finding("What another engine would change", " ".join(sentences)) if sentences else None
 
 

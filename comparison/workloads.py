@@ -155,7 +155,7 @@ class AtRest(Scheduled):
     def around(self, turn: Turn) -> Iterator[None]:
         """Let pass what each process does once."""
         with super().around(turn):
-            faults.pause(5 if turn.runner.roles() else 0)
+            faults.pause(3 if turn.runner.roles() else 0)
             yield
 
     def perform(self, turn: Turn) -> None:

@@ -99,7 +99,7 @@ def test_without_several_jobs_celery_is_compared_with_the_command_alone() -> Non
 
     words = said(verdict.short_answer(result))
 
-    assert "Celery with 2 processes took 2 s, the command 4 s: 0.500 of its time." in words
+    assert "Celery with 2 processes took 2 s, the command 4 s: 0.50 of its time." in words
 
 
 NO_DIFFERENCE, TOO_SHORT = "no difference beyond the spread", "too few rounds to call it a difference"
@@ -136,7 +136,7 @@ def test_a_ratio_has_its_spread_beside_it() -> None:
 
     words = said(verdict.concurrency(result))
 
-    assert "The command with 2 jobs took 2.40 s, the command 4 s: 0.600 (0.500\N{EN DASH}0.750) of its time." in words
+    assert "The command with 2 jobs took 2.40 s, the command 4 s: 0.60 (0.50\N{EN DASH}0.75) of its time." in words
     assert "Celery with 2 processes 2.40 s: 1.00 of its time, no difference beyond the spread." in words
 
 
@@ -150,12 +150,12 @@ def test_the_cost_at_rest_is_each_contenders_own() -> None:
     example = comparison_example.result()
 
     assert said(verdict.cost_at_rest(example)).partition(". ")[2] == (
-        "The command nothing, and 18 s of CPU time for a day of hourly runs; "
-        "Celery with 2 processes 183 MB, 4 min of CPU time a day, 36 transactions and 107 broker commands a minute; "
-        "Celery threads with -B 97 MB, 2.67 min of CPU time a day, 36 transactions and 107 broker commands a minute."
+        "command: nothing, and 18 s of CPU time for a day of hourly runs. "
+        "Celery, 2 processes: 183 MB, 4 min of CPU time a day, 36 transactions and 107 broker commands a minute. "
+        "Celery threads, -B: 97 MB, 2.67 min of CPU time a day, 36 transactions and 107 broker commands a minute."
     )
     assert said(verdict.engines(example)).partition(". ")[2] == (
-        "Procrastinate 64 MB, 80 s of CPU time a day, 36 transactions and 0 broker commands a minute; "
+        "procrastinate: 64 MB, 80 s of CPU time a day, 36 transactions and 0 broker commands a minute; "
         "a tick is 40 ms late."
     )
 
@@ -211,7 +211,8 @@ def test_durations_come_in_the_unit_that_suits() -> None:
 
 def test_a_ratio_keeps_its_zeros_and_says_how_far_it_spreads() -> None:
     assert ratio_and_spread(Spread(median=1, lowest=1, highest=1)) == "1.00"
-    assert ratio_and_spread(Spread(median=0.73, lowest=0.631, highest=1.0)) == "0.730 (0.631\N{EN DASH}1.00)"
+    assert ratio_and_spread(Spread(median=143.2, lowest=0.0472, highest=173)) == "143 (0.0472\N{EN DASH}173)"
+    assert ratio_and_spread(Spread(median=0.73, lowest=0.631, highest=1.0)) == "0.73 (0.63\N{EN DASH}1.00)"
 
 
 # --- The tables and the page ---
