@@ -39,13 +39,17 @@ ATTEMPTS = "SELECT last_value FROM accounts_expiryrun_id_seq"  # which is not ro
 RUNNING_TASKS = "SELECT count(*) FROM django_tasks_database_dbtaskresult WHERE status = 'RUNNING'"
 FAILED_TASKS = RUNNING_TASKS.replace("RUNNING", "FAILED")
 STALLED_JOBS = "SELECT count(*) FROM procrastinate_jobs WHERE status = 'doing'"
+NO_STORE = ("SELECT 0", 0)
 AFTER_A_KILL = {
     "huey": ("SELECT count(*) FROM huey_task", 0),  # lost
     "procrastinate": (STALLED_JOBS, 1),
     "django-tasks": (RUNNING_TASKS, 1),
     "django-tasks-cron": (RUNNING_TASKS, 1),
+    "loop": NO_STORE,
 }
 """What the store says of the task that a killed worker was at."""
+AFTER_A_FAILURE = {"django-tasks": (FAILED_TASKS, 1), "django-tasks-cron": (FAILED_TASKS, 1), "loop": NO_STORE}
+"""What it says of a failed one, of those that do not retry."""
 
 
 def sql(*statements: str) -> int:
@@ -81,7 +85,8 @@ def retry(runner: Runner) -> None:
     if retries:
         wait_for("the next attempt to succeed", all_is_right, seconds=60)
     else:
-        wait_for("the task to fail", lambda: sql(FAILED_TASKS) == 1)
+        query, count = AFTER_A_FAILURE[runner.name]
+        wait_for("the failure to be on record", lambda: sql(query) == count)
         assert not all_is_right()
 
 
