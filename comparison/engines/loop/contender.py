@@ -7,7 +7,7 @@ from comparison.runners import Program, Standing
 
 
 class Loop(Standing):
-    name, title = "loop", "A loop"
+    name = title = "loop"
     how = (
         "A signal to a process that sleeps until the next tick or that signal, from sending it to the closed run: no "
         "library, no queue, and no connection between two runs. After a kill the next tick takes what is left."
