@@ -1,1 +1,5 @@
-"""Other ways to schedule the same verb, as contenders only. This file imports nothing: settings are in this package."""
+"""Other engines that run the same verb on a schedule: contenders only, each set up as its own documentation advises.
+
+Each has a package: the ``settings`` of its processes, its ``tasks``, and its ``contender``. This module imports
+nothing, because importing settings imports it first.
+"""

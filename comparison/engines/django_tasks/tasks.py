@@ -1,0 +1,13 @@
+"""The face for django.tasks. It knows no retries: the next tick is the next attempt."""
+
+from django.utils import timezone
+from django_tasks import task
+
+from accounts import services
+from accounts.models import ExpiryRun
+
+
+@task()
+def expire_trials() -> None:
+    """Expire every due trial, slice after slice in the worker."""
+    services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now())
