@@ -62,8 +62,8 @@ NOTES = {
     ),
     "Seconds until all was done": (
         "From the kill, or from the end of the fault. \N{DAGGER}: a process ended by itself, and was started again. "
-        "\N{DOUBLE DAGGER}: the missed tick was caught up at the start, otherwise the next one did the work. Celery's "
-        "visibility timeout was 5 s."
+        "\N{DOUBLE DAGGER}: the missed tick was caught up at the start; without it the next tick did the work, or the "
+        "start took too long to tell. Celery's visibility timeout was 5 s."
     ),
 }
 MARGINS = {1: 2.0, 2: 1.25}
