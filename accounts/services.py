@@ -124,8 +124,8 @@ def expire_trials(
 
 TOO_MANY_DUE = (
     "Refused: {due:,} accounts are due and at most {limit:,} may expire in one run. Nothing was changed. If the number "
-    "is right, allow it once with ./manage.py expire_trials --max-accounts {due}, or raise TRIAL_EXPIRY_MAX; if not, look "
-    "at TRIAL_DAYS, TRIAL_GRACE_DAYS, the trial ends of these accounts and the clock."
+    "is right, allow it once with ./manage.py expire_trials --max-accounts {due}, or raise TRIAL_EXPIRY_MAX; if not, "
+    "look at TRIAL_DAYS, TRIAL_GRACE_DAYS, the trial ends of these accounts and the clock."
 )
 
 
