@@ -17,9 +17,21 @@ from django.db.models import F, Value
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
-from accounts import ledger
-from accounts.models import CLOCKS_MAY_DIFFER, LATEST_END, Account, AccountQuerySet, ExpiryRun, Notice, grace_cutoff
+from accounts import decisions, ledger
+from accounts.log import Fields
+from accounts.models import (
+    CLOCKS_MAY_DIFFER,
+    LATEST_END,
+    Account,
+    AccountQuerySet,
+    Decision,
+    ExpiryRun,
+    Notice,
+    grace_cutoff,
+)
 from accounts.slices import AfterSlice, Change, Slice, plan
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 10_000
 """Accounts in a slice: locked for 70 to 90 ms on PostgreSQL, and as fast as one statement for all accounts."""
@@ -38,6 +50,16 @@ class TooManyDue(RunRefused):
 
 class WrongClock(RunRefused):
     """The clock of this process differs from the database's, so it is uncertain which accounts are due."""
+
+
+class RunPaused(Exception):  # noqa: N818 (it says what happened, as RunRefused does)
+    """An operator has paused the runs. Nothing was changed, and nothing is recorded of this attempt."""
+
+    def __init__(self, pause: Decision) -> None:
+        """Args: pause: the decision in force."""
+        super().__init__(
+            f"{decisions.in_words(pause)} Nothing was changed. Resume in the admin, or wait: a pause ends by itself."
+        )
 
 
 RunSlices = Callable[[ExpiryRun, Sequence[Slice]], None]
@@ -79,7 +101,8 @@ def expire_trials(
         path: the path that calls, for the ledger.
         now: the moment to apply the rule to, with a time zone; becomes the run's ``as_of``.
         batch_size: accounts in a slice, 1 or more.
-        max_accounts: refuse when more are due; without it ``settings.TRIAL_EXPIRY_MAX`` is the limit.
+        max_accounts: refuse when more are due; without it ``settings.TRIAL_EXPIRY_MAX`` is the limit. Of either, an
+            operator's allowance (``decisions.allow``) makes one exception.
         task_id: Celery's id of the calling task, for the ledger.
         run_slices: how to run the slices; by default ``run_here``, one after the other.
 
@@ -88,6 +111,7 @@ def expire_trials(
 
     Raises:
         ValueError: ``now`` is naive, or a number is below 1.
+        RunPaused: an operator has paused the runs.
         RunRefused: too many are due, or the clock is wrong; the run is recorded as refused.
         ExpiryRun.DoesNotExist: the run was deleted while it was running.
         Exception: the error of a slice; the run is recorded as failed, and what it expired stays expired.
@@ -95,6 +119,9 @@ def expire_trials(
     _require_time_zone(now)
     limit = fuse_limit(max_accounts)
     _require_at_least_one(batch_size=batch_size, max_accounts=limit)
+    if pause := decisions.paused(now=ledger.database_now()):
+        logger.info(Fields("expiry_paused", path=path, until=pause.until, task_id=task_id))
+        raise RunPaused(pause)
     ledger.mark_dead_runs_interrupted()
     run = ledger.new_run(path=path, now=now, task_id=task_id)
     if wrong := wrong_clock():
@@ -104,15 +131,15 @@ def expire_trials(
     due = Account.objects.due_before(run.cutoff)
     slices, run.due_count = plan(due, size=batch_size) if Account.objects.any_due(now) else ([], 0)
     run.slice_count = len(slices)
-    if limit is not None and run.due_count > limit:
+    if limit is not None and run.due_count > limit and not decisions.use_allowance(run):
         why = TOO_MANY_DUE.format(due=run.due_count, limit=limit)
         ledger.refuse(run, why)
         raise TooManyDue(why)
     run.save()
     try:
         run_slices(run, slices)
-    except KeyboardInterrupt:
-        ledger.interrupt_run(run_id=run.pk)
+    except KeyboardInterrupt as stop:
+        ledger.interrupt_run(run_id=run.pk, why=str(stop) or "Stopped by a signal.")
         raise
     except Exception as error:
         ledger.fail_run(run_id=run.pk, error=error)

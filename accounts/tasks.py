@@ -3,6 +3,7 @@
 import mmap
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from math import ceil
 from typing import Any
 
@@ -25,14 +26,15 @@ from accounts.slices import Slice
 @shared_task(name="accounts.expire_trials", base=BaseTask, bind=True, ignore_result=True)
 def expire_trials(self: BaseTask, *, batch_size: int = services.BATCH_SIZE, max_accounts: int | None = None) -> None:
     """Expire every due trial, in several slices on all free workers. See ``services.expire_trials``."""
-    services.expire_trials(
-        path=ExpiryRun.Path.CELERY,
-        now=timezone.now(),
-        batch_size=batch_size,
-        max_accounts=max_accounts,
-        task_id=self.request.id or "",
-        run_slices=run_on_workers,
-    )
+    with suppress(services.RunPaused):  # logged already; an operator's decision is no failure
+        services.expire_trials(
+            path=ExpiryRun.Path.CELERY,
+            now=timezone.now(),
+            batch_size=batch_size,
+            max_accounts=max_accounts,
+            task_id=self.request.id or "",
+            run_slices=run_on_workers,
+        )
 
 
 def run_on_workers(run: ExpiryRun, slices: Sequence[Slice]) -> None:
