@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models.functions import Now
 
 from accounts.ledger import database_now
 from accounts.models import Decision, ExpiryRun
@@ -101,7 +100,7 @@ def allow(*, run: ExpiryRun, by: str, reason: str) -> Decision:
 
 
 def can_be_allowed(run: ExpiryRun) -> bool:
-    """Whether the fuse refused the run, and none has succeeded since. A run refused for its clock has counted nothing."""
+    """Whether the fuse refused the run, and none has succeeded since. One refused for its clock counted no accounts."""
     succeeded = ExpiryRun.objects.filter(pk__gt=run.pk, status=ExpiryRun.Status.SUCCEEDED)
     return run.status == ExpiryRun.Status.REFUSED and run.due_count > 0 and not succeeded.exists()
 

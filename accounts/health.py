@@ -76,12 +76,12 @@ def check(*, now: datetime, max_age: timedelta) -> Health:
         findings = [Finding(text=f"{decisions.in_words(pause)}{_due(now)}", row="paused", is_problem=False)]
     else:
         findings = _runs(now, max_age)
-    if broken := Account.objects.off_calendar().order_by("pk")[:1000]:
+    if broken := Account.objects.off_calendar().values_list("pk", flat=True)[:1000]:
         text = (
-            f"{plural(len(broken), 'account')}, such as {broken[0].pk}, {_has(len(broken))} a trial end outside the years "
+            f"{plural(len(broken), 'account')}, such as {broken[0]}, {_has(len(broken))} a trial end outside the years "
             "1 to 9999. No run expires them: give them another trial end."
         )
-        findings.append(Finding(text=text, row="off-calendar", about=broken[0]))
+        findings.append(Finding(text=text, row="off-calendar"))
     return Health(findings=findings + (_mails(now, max_age) if settings.TRIAL_NOTICES else []))
 
 
@@ -101,7 +101,7 @@ def _runs(now: datetime, max_age: timedelta) -> list[Finding]:
     if not (fresh or is_new or was_paused):
         texts.append(f"No run has succeeded within {_hours(max_age)}; {last_success()}.{_due(now)}")
     if latest and (texts or latest.status == ExpiryRun.Status.REFUSED):
-        row = latest.status.value
+        row = str(latest.status)
         if latest.status == ExpiryRun.Status.REFUSED:  # reported at once, because the next tick will be refused too
             row = "fuse" if latest.due_count else "clock"
         texts.append(f"The latest {latest.status} run, {latest.pk} by {latest.path}, says: {latest.error}")

@@ -38,7 +38,7 @@ def refusal(why: str, status: int, headers: dict[str, str]) -> HttpResponse:
 
 
 class TrialExpiry:
-    """Collects the metrics of the ledger and the backlog, in four queries that read runs, decisions and due accounts only."""
+    """Collects the metrics of the ledger and the backlog, in four queries: of runs, decisions and due accounts."""
 
     def __init__(self, now: datetime) -> None:
         """Args: now: the moment at which due accounts are counted."""

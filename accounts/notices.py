@@ -158,7 +158,8 @@ def _insert(kind: Notice.Kind, days: int, accounts: AccountQuerySet, now: dateti
         INSERT INTO accounts_notice (account_id, trial_ends_at, kind, days_before, next_attempt)
         SELECT owed.id, owed.trial_ends_at, %s, %s, %s FROM ({owed}) AS owed WHERE true
         ON CONFLICT (account_id, kind, trial_ends_at, days_before) DO UPDATE
-        SET status = 'pending', queued = excluded.queued, attempts = 0, last_error = '', next_attempt = excluded.next_attempt
+        SET status = 'pending', queued = excluded.queued, next_attempt = excluded.next_attempt,
+            attempts = 0, last_error = ''
         WHERE accounts_notice.status = 'skipped'
         """  # noqa: S608 (the interpolated part comes from the ORM)
     with connection.cursor() as cursor:

@@ -54,6 +54,7 @@ TRIAL_LEDGER_DAYS = env.read("TRIAL_LEDGER_DAYS", whole, defaults.TRIAL_LEDGER_D
 # --- Monitoring ---
 
 METRICS_TOKEN = env.read("METRICS_TOKEN", str, defaults.METRICS_TOKEN, secret=True)
+TRIAL_PING_URL = env.read("TRIAL_PING_URL", service_urls.ping, defaults.TRIAL_PING_URL, secret=True)
 
 # --- Mails to customers ---
 

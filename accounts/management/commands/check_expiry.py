@@ -14,8 +14,8 @@ from accounts.management.base import TrialCommand
 class Command(TrialCommand):
     help = (
         "Check that trials are being expired, by whichever path: a run succeeded recently, no account is long overdue, "
-        "and mails are sent where they are on. Exit codes: 0 healthy, 1 unhealthy (each problem on a line), 2 bad input. "
-        "/health/expiry/ is the same check."
+        "and mails are sent where they are on. Exit codes: 0 healthy, 1 unhealthy (a line for each problem), 2 bad "
+        "input. /health/expiry/ is the same check."
     )
     work = "check"
     lasting = "It changed nothing."

@@ -1,5 +1,6 @@
 """``./manage.py expire_trials``: the command for ``accounts.services.expire_trials``."""
 
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from accounts import decisions, ledger, services
+from accounts import decisions, ledger, ping, services
 from accounts.management import options as types
 from accounts.management.base import BAD_INPUT, TrialCommand
 from accounts.models import Account, ExpiryRun
@@ -44,6 +45,11 @@ class Command(TrialCommand):
             metavar="HOURS",
             help="Do nothing if a run succeeded within the last HOURS: for a cron line as the fallback for Celery.",
         )
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        """Run the command and, unless it is a dry run, tell the monitor of ``TRIAL_PING_URL``."""
+        with nullcontext() if options.get("dry_run") else ping.around_command():
+            return super().execute(*args, **options)
 
     def handle(
         self,
