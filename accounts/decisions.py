@@ -81,6 +81,11 @@ def run_now(*, by: str, reason: str) -> Decision:
     return Decision.objects.create(kind=Decision.Kind.RUN_NOW, by=by, reason=reason)
 
 
+def record_run(decision: Decision, run: ExpiryRun) -> None:
+    """Record the run that was started."""
+    Decision.objects.filter(pk=decision.pk).update(run=run)
+
+
 def allow(*, run: ExpiryRun, by: str, reason: str) -> Decision:
     """Let one run, by either path, expire as many accounts as were due when ``run`` was refused.
 
