@@ -14,6 +14,8 @@ from accounts.words import moment, plural
 
 UNSUCCESSFUL = [ExpiryRun.Status.FAILED, ExpiryRun.Status.REFUSED, ExpiryRun.Status.INTERRUPTED]
 
+EXPIRING = "Trials are being expired."
+
 MANY_MAILS = 10
 """So many mails that failed are a problem of the mail server or the sender; fewer are wrong addresses."""
 
@@ -53,13 +55,17 @@ class Health:
         rows = {finding.row for finding in self.findings}
         if "paused" in rows:
             return "Trial expiry is paused."
-        return "Trial expiry is new." if "new" in rows else "Trials are being expired."
+        return "Trial expiry is new." if "new" in rows else EXPIRING
+
+    @property
+    def is_well(self) -> bool:
+        """Whether trials are being expired, and nothing is wrong."""
+        return self.headline == EXPIRING and not self.problems
 
     @property
     def lines(self) -> list[str]:
         """Every problem on a line of its own, or when a run last succeeded; then the notes."""
-        well = self.headline == "Trials are being expired." and not self.problems
-        told = [f"Trials are being expired: {last_success()}."] if well else []
+        told = [f"Trials are being expired: {last_success()}."] if self.is_well else []
         return [finding.text for finding in self.problems] + told + [finding.text for finding in self.notes]
 
 

@@ -90,12 +90,15 @@ class DecisionAdmin(ReadOnlyAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         """The default pages, and one for each decision."""
-        pages = {"run": self.run_now, "pause": self.pause, "resume": self.resume, "allow/<int:pk>": self.allow}
+
+        def page(route: str, name: str, view: Callable[..., HttpResponse]) -> URLPattern:
+            return path(route, self.admin_site.admin_view(view), name=f"accounts_decision_{name}")
+
         return [
-            *(
-                path(f"{name}/", self.admin_site.admin_view(view), name=f"accounts_decision_{name.partition('/')[0]}")
-                for name, view in pages.items()
-            ),
+            page("run/", "run", self.run_now),
+            page("pause/", "pause", self.pause),
+            page("resume/", "resume", self.resume),
+            page("allow/<int:pk>/", "allow", self.allow),
             *super().get_urls(),
         ]
 

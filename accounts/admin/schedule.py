@@ -72,7 +72,9 @@ def send_to_worker() -> bool:
     """Send the task that expires trials; False when the broker does not take it."""
     try:
         with current_app.connection_for_write(transport_options=SHORT) as broker:
-            tasks.expire_trials.apply_async(connection=broker, retry=False, expires=tasks.TICK_SECONDS)
+            current_app.send_task(
+                tasks.expire_trials.name, connection=broker, retry=False, expires=tasks.TICK_SECONDS, ignore_result=True
+            )
     except Exception:  # the run is then done without Celery
         return False
     return True
