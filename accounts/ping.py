@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 SECONDS = 5
 """The longest that a ping delays a run, name resolution included."""
 
+NO_ANSWER = "no answer within {} s"
+
 
 def started() -> None:
     """Tell that a run starts."""
@@ -68,7 +70,7 @@ def _ping(event: str, status: str) -> None:
     request = threading.Thread(target=lambda: answers.append(_get(url_for(url, event, status))), daemon=True)
     request.start()
     request.join(SECONDS)
-    error = answers[0] if answers else f"no answer within {SECONDS} s"
+    error = answers[0] if answers else NO_ANSWER.format(SECONDS)
     if error:
         logger.warning(Fields("ping_failed", status=status, host=urlsplit(url).hostname, error=error))
 
@@ -80,6 +82,8 @@ def _get(url: str) -> str:
 
     try:
         urlopen(url, timeout=SECONDS).close()  # noqa: S310 (a system check allows http and https only)
+    except TimeoutError:
+        return NO_ANSWER.format(SECONDS)
     except HTTPError as error:
         return f"HTTP {error.code}"
     except URLError as error:

@@ -119,12 +119,13 @@ def expire_trials(
     _require_time_zone(now)
     limit = fuse_limit(max_accounts)
     _require_at_least_one(batch_size=batch_size, max_accounts=limit)
-    if pause := decisions.paused(now=ledger.database_now()):
+    clock = ledger.database_now()
+    if pause := decisions.paused(now=clock):
         logger.info(Fields("expiry_paused", path=path, until=pause.until, task_id=task_id))
         raise RunPaused(pause)
     ledger.mark_dead_runs_interrupted()
     run = ledger.new_run(path=path, now=now, task_id=task_id)
-    if wrong := wrong_clock():
+    if wrong := wrong_clock(clock):
         ledger.refuse(run, wrong)
         raise WrongClock(wrong)
 
@@ -160,12 +161,12 @@ def fuse_limit(max_accounts: int | None = None) -> int | None:
     return settings.TRIAL_EXPIRY_MAX if max_accounts is None else max_accounts
 
 
-def wrong_clock() -> str:
-    """What is wrong with this process's clock, compared with the database's; empty when they agree.
+def wrong_clock(there: datetime) -> str:
+    """What is wrong with this process's clock, compared with the database's just now; empty when they agree.
 
     A clock that is ahead would expire accounts early, and the run would count as fresh until that moment.
     """
-    here, there = timezone.now(), ledger.database_now()
+    here = timezone.now()
     if abs(here - there) <= CLOCKS_MAY_DIFFER:
         return ""
     return (
