@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from io import StringIO
 from threading import Barrier
 from typing import Any
@@ -222,8 +223,7 @@ def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_run_now_stops_in_time_and_says_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     make_accounts(5, ended=10 * DAY, now=timezone.now())
     monkeypatch.setattr(run_now, "SECONDS", -1)
-    monkeypatch.setattr(services, "BATCH_SIZE", 2)
-    monkeypatch.setitem(services.expire_trials.__kwdefaults__, "batch_size", 2)
+    monkeypatch.setattr(services, "expire_trials", partial(services.expire_trials, batch_size=2))
 
     said = run_now.start(by="anna", reason="a payment")
 

@@ -359,10 +359,8 @@ def test_the_strip_has_the_worst_run_of_each_hour_gaps_and_pauses(now: datetime)
     first = add_run(now - 47 * HOUR)
     failed = add_run(now - 2 * HOUR, status=ExpiryRun.Status.FAILED)
     add_run(now - 2 * HOUR + MINUTE, expired_count=3)
-    for begun, kind, until in [(5, "pause", 2), (4, "resume", None)]:
-        Decision.objects.create(
-            kind=kind, at=now - begun * HOUR + MINUTE, by="anna", reason="a look", until=until and now - until * HOUR
-        )
+    for begun, kind, until in [(5, "pause", now - 2 * HOUR), (4, "resume", None)]:
+        Decision.objects.create(kind=kind, at=now - begun * HOUR + MINUTE, by="anna", reason="a look", until=until)
 
     strip = ticks.last_ticks(now=now + 20 * MINUTE)
 
