@@ -339,7 +339,7 @@ def test_an_operator_pauses_resumes_allows_and_runs_now(staff: Callable[..., Cli
     history = client.get(PAGES).content.decode()
     for kind in ("Pause", "Resume", "Run now", "Allow once"):
         assert f'<td class="field-kind">{kind}</td>' in history
-    assert f">run {latest.pk}</a>" in history
+    assert f">Run {latest.pk}</a>, up to 2 accounts, until" in history
     assert (
         "Run now, by anna: the import of May"
         in client.get(f"/admin/accounts/expiryrun/{latest.pk}/change/").content.decode()

@@ -271,7 +271,8 @@ def test_bars_are_stacked_from_the_bottom_and_the_smallest_can_be_seen() -> None
 
 
 @pytest.mark.parametrize(
-    ("highest", "top"), [(0, 2), (2, 2), (3, 4), (5, 10), (11, 20), (21, 40), (41, 100), (750, 1000), (1001, 2000)]
+    ("highest", "top"),
+    [(0, 2), (2, 2), (3, 4), (5, 6), (9, 10), (11, 20), (41, 60), (750, 800), (999, 1000), (1001, 2000)],
 )
 def test_the_axis_ends_at_a_round_number(highest: int, top: int) -> None:
     assert charts.round_number(highest) == top

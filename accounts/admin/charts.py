@@ -82,13 +82,11 @@ def stacked_bars(
 
 
 def round_number(highest: int) -> int:
-    """The smallest of 2, 4, 10, 20, 40, 100, ... that is not below ``highest``."""
-    top = 1
-    while True:
-        for step in (2, 4, 10):
-            if top * step >= highest:
-                return top * step
-        top *= 10
+    """The smallest of 2, 4, 6, 8, 10, 20, 40, 60, ... that is not below ``highest``."""
+    unit = 1
+    while 10 * unit < highest:
+        unit *= 10
+    return next(step * unit for step in (2, 4, 6, 8, 10) if step * unit >= highest)
 
 
 def _stack(series: Iterable[str], counts: Iterable[int], top: int) -> list[Segment]:

@@ -55,37 +55,31 @@ Act = Callable[[dict[str, Any]], str]
 class DecisionAdmin(ReadOnlyAdmin):
     """The history of decisions, and the pages that ask for one."""
 
-    list_display = ("when", "kind", "by", "reason", "ends", "most", "started")
+    list_display = ("when", "kind", "by", "reason", "effect")
     list_display_links = None
     list_filter = ("kind",)
     list_select_related = ("run",)
-    fields = ("kind", "when", "by", "reason", "ends", "most", "started")
-    readonly_fields = ("when", "ends", "most", "started")
+    fields = ("when", "kind", "by", "reason", "effect")
+    readonly_fields = ("when", "effect")
 
     @admin.display(description="at")
     def when(self, decision: Decision) -> str:
         """When it was decided, in UTC."""
         return moment(decision.at)
 
-    @admin.display(description="until")
-    def ends(self, decision: Decision) -> str:
-        """When a pause or an unused allowance ends by itself."""
-        return moment(decision.until)
-
-    @admin.display(description="at most")
-    def most(self, decision: Decision) -> str:
-        """The number of accounts that one run may expire."""
-        return NOTHING if decision.max_accounts is None else plural(decision.max_accounts, "account")
-
-    @admin.display(description="run")
-    def started(self, decision: Decision) -> str:
-        """The run that was started, or that used the allowance."""
+    @admin.display
+    def effect(self, decision: Decision) -> str:
+        """How many accounts were allowed, until when it holds by itself, and the run that was started or used it."""
+        words = [f"Up to {plural(decision.max_accounts, 'account')}"] if decision.max_accounts else []
+        words += [f"until {moment(decision.until)}"] if decision.until else []
         if not decision.run:
-            return NOTHING
+            return ", ".join(words) or NOTHING
+        url = reverse("admin:accounts_expiryrun_change", args=[decision.run.pk])
         return format_html(
-            '<a href="{}">run {}</a>',
-            reverse("admin:accounts_expiryrun_change", args=[decision.run.pk]),
+            '<a href="{}">Run {}</a>{}',
+            url,
             decision.run.pk,
+            "".join(f", {word[0].lower()}{word[1:]}" for word in words),
         )
 
     def get_urls(self) -> list[URLPattern]:
