@@ -135,11 +135,15 @@ def test_a_bar_and_a_tick_say_their_numbers_on_focus_and_lead_on(
     assert value.evaluate("node => node.getBoundingClientRect().width") <= 1
     bar.focus()
     assert value.evaluate("node => node.getBoundingClientRect().width") > 50
+    keep(page, "focus-on-a-bar")
     page.keyboard.press("Enter")
     expect(page.get_by_text(f"{count} accounts", exact=True)).to_be_visible()
 
     page.goto("/admin/")
-    page.get_by_role("list", name="The last 48 hours").get_by_role("link", name="failed").click()
+    failed = page.get_by_role("list", name="The last 48 hours").get_by_role("link", name="failed")
+    failed.hover()
+    keep(page, "hover-over-a-tick")
+    failed.click()
     expect(page.get_by_text("OperationalError: the connection was lost")).to_be_visible()
 
 
@@ -155,6 +159,7 @@ def test_a_touch_shows_the_number_and_the_number_leads_on(
         bars = page.get_by_role("list", name="Trials ending in the coming 30 days")
         bars.get_by_role("listitem").nth(9).tap()
         assert page.url.endswith("/admin/"), "the first touch leads nowhere"
+        keep(page, "touch-of-a-bar")
         bars.get_by_role("listitem").nth(9).locator(".value").tap()
         expect(page.get_by_role("heading", name="Select account to view")).to_be_visible()
 
