@@ -10,6 +10,7 @@ from functools import lru_cache
 from django.conf import settings
 from django.utils import timezone
 
+from accounts import decisions
 from accounts.ledger import database_now
 from accounts.models import CLOCKS_MAY_DIFFER, EARLIEST_END, Account, ExpiryRun, grace_cutoff
 
@@ -56,14 +57,17 @@ def _is_on_hold(*, minute: int) -> bool:
 def why_on_hold(now: datetime) -> str:
     """Why accounts that only the clock has ended stay in at ``now``, in one sentence; empty when they do not.
 
-    They stay in while the fuse or a wrong clock would stop a run: nobody has decided that so many customers go. That
-    is so while the latest run stands refused, while more accounts are due than ``TRIAL_EXPIRY_MAX``, and while the
-    clock of this process differs from the database's.
+    They stay in while runs are paused, and while the fuse or a wrong clock would stop a run: nobody has decided that so
+    many customers go. That is so while the latest run stands refused, while more accounts are due than
+    ``TRIAL_EXPIRY_MAX``, and while the clock of this process differs from the database's.
     """
+    there = database_now()
+    if decisions.paused(now=there):
+        return "runs are paused"
     latest = ExpiryRun.objects.order_by("-pk").only("status").first()
     if latest and latest.status == ExpiryRun.Status.REFUSED:
         return f"run {latest.pk} was refused, and no run has been allowed since"
-    if abs(timezone.now() - database_now()) > CLOCKS_MAY_DIFFER:
+    if abs(timezone.now() - there) > CLOCKS_MAY_DIFFER:
         return "the clocks of this process and of the database differ"
     most = settings.TRIAL_EXPIRY_MAX
     # The entry of the index after the most: a count would read all of them.

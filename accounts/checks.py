@@ -119,6 +119,13 @@ RULES = [
     ),
     Rule("E008", "DEFAULT_FROM_EMAIL", ONE_LINE, "one line, without control characters"),
     Rule("E008", "SITE_NAME", ONE_LINE, "one line, without control characters"),
+    Rule(
+        "E012",
+        "TRIAL_PING_URL",
+        text(r"|https?://[^\s<>\x00-\x20\x7f-\U0010ffff/]+[^\s<>\x00-\x20\x7f-\U0010ffff]*"),
+        "a URL that begins with https:// or http://, or not set, which sends no ping",
+        quoted=False,
+    ),
     Rule("E009", "TRIAL_NOTICES", lambda value: type(value) is bool, "True or False"),
     Rule("E009", "TRIAL_GATE", lambda value: type(value) is bool, "True or False"),
     Rule("E012", "TRIAL_URL", text(PATH), "the path of the customer's page, such as /trial/"),

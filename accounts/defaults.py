@@ -29,6 +29,8 @@ SUPPORT_EMAIL = ""
 
 # The bearer token that a request for the metrics must send. Empty: the metrics page does not exist.
 METRICS_TOKEN = ""
+# A URL to ping when a run starts and ends, for a monitor that raises an alarm at silence. Empty: no ping.
+TRIAL_PING_URL = ""
 
 # --- Mails to customers ---
 

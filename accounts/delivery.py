@@ -260,7 +260,7 @@ def _record_failure(claim: Notice, error: Exception, failure: Failure, now: date
     _record(
         claim,
         attempts=attempts,
-        next_attempt=now + wait,
+        next_attempt=now if given_up else now + wait,
         status=Notice.Status.GIVEN_UP if given_up else Notice.Status.PENDING,
         last_error=reason(error),
     )

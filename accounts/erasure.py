@@ -8,7 +8,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import transaction
 from django.db.models import QuerySet
 
-from accounts.models import Account, ExpiryRun, Notice
+from accounts.models import Account, Decision, ExpiryRun, Notice
 
 if TYPE_CHECKING:
     from django.contrib.admin.models import LogEntry
@@ -22,6 +22,8 @@ class Traces:
 
     accounts: QuerySet[Account]
     notices: QuerySet[Notice]
+    decisions: QuerySet[Decision]
+    """Decisions about runs: the history stores the user name."""
     undone: QuerySet[ExpiryRun]
     """Runs that the person undid: the ledger stores the user name."""
     log: "QuerySet[LogEntry] | None"
@@ -33,6 +35,7 @@ def traces(*, user: AbstractBaseUser) -> Traces:
     return Traces(
         accounts=Account.objects.filter(user=user.pk),
         notices=Notice.objects.filter(account__user=user.pk),
+        decisions=Decision.objects.filter(by=user.get_username()),
         undone=ExpiryRun.objects.filter(undone_by=user.get_username()),
         log=_log_entries(user) if apps.is_installed("django.contrib.admin") else None,
     )
@@ -53,6 +56,7 @@ def erase(*, user: AbstractBaseUser) -> None:
     """
     with transaction.atomic():
         found = traces(user=user)
+        found.decisions.update(by=ERASED)
         found.undone.update(undone_by=ERASED)
         if found.log is not None:
             found.log.update(object_repr=ERASED, change_message="")

@@ -1,45 +1,173 @@
-"""The freshness check: the age of the last successful run, by either path, and accounts that are due for too long."""
+"""The health of trial expiry: the age of the last successful run, accounts that are due for too long, and the mails."""
 
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
-from accounts.models import Account, ExpiryRun
+from django.conf import settings
+from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
+from django.db.models import Count, Min, Q
+
+from accounts import decisions
+from accounts.models import Account, ExpiryRun, Notice
+from accounts.words import moment, plural
 
 UNSUCCESSFUL = [ExpiryRun.Status.FAILED, ExpiryRun.Status.REFUSED, ExpiryRun.Status.INTERRUPTED]
 
+EXPIRING = "Trials are being expired."
 
-def problems(*, now: datetime, max_age: timedelta) -> list[str]:
-    """The problems of trial expiry, one sentence each; empty when there are none.
+MANY_MAILS = 10
+"""So many mails that failed are a problem of the mail server or the sender; fewer are wrong addresses."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What is wrong, or only to be known: one sentence or more, for one situation."""
+
+    text: str
+    row: str
+    """The row of ``accounts.runbook`` that says what to do."""
+    about: ExpiryRun | Account | None = None
+    """What to look at first, where it is one row."""
+    is_problem: bool = True
+    """Whether monitoring raises an alarm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Health:
+    """What ``check`` found."""
+
+    findings: list[Finding]
+
+    @property
+    def problems(self) -> list[Finding]:
+        """The findings that raise an alarm; empty when all is well."""
+        return [finding for finding in self.findings if finding.is_problem]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """The findings that raise none."""
+        return [finding for finding in self.findings if not finding.is_problem]
+
+    @property
+    def headline(self) -> str:
+        """How expiry stands when nothing is wrong, without particulars."""
+        rows = {finding.row for finding in self.findings}
+        if "paused" in rows:
+            return "Trial expiry is paused."
+        return "Trial expiry is new." if "new" in rows else EXPIRING
+
+    @property
+    def is_well(self) -> bool:
+        """Whether trials are being expired, and nothing is wrong."""
+        return self.headline == EXPIRING and not self.problems
+
+    @property
+    def lines(self) -> list[str]:
+        """Every problem on a line of its own, or when a run last succeeded; then the notes."""
+        told = [f"Trials are being expired: {last_success()}."] if self.is_well else []
+        return [finding.text for finding in self.problems] + told + [finding.text for finding in self.notes]
+
+
+def check(*, now: datetime, max_age: timedelta) -> Health:
+    """Check whether trials are being expired and mails sent: the effect, whichever path runs.
 
     Args:
         now: the moment to check at, by the database's clock.
-        max_age: how long ago the last successful run may be, and how long a due account may stay trialing. A few times
-            the interval of the schedule, so that one failure raises no alert.
+        max_age: how long ago the last successful run may be, how long a due account may stay trialing, and how long a
+            mail may wait. A few times the interval of the schedule, so that one failure raises no alert.
     """
-    found = []
-    fresh = ExpiryRun.objects.succeeded_since(now - max_age, now=now)
-    if not fresh:
-        found.append(f"No run has succeeded within {max_age / timedelta(hours=1):g} hours; {last_success()}.")
-    unsuccessful = ExpiryRun.objects.filter(status__in=UNSUCCESSFUL).exclude(error="")
-    if fresh:
-        # A refusal is reported at once, because the next tick will be refused too.
-        unsuccessful = unsuccessful.filter(status=ExpiryRun.Status.REFUSED, pk__gt=fresh.pk)
-    if latest := unsuccessful.order_by("-pk").first():
-        found.append(f"The latest {latest.status} run, {latest.pk} by {latest.path}, says: {latest.error}")
-    oldest = Account.objects.due(now - max_age).order_by("trial_ends_at").first()
-    if oldest:
-        found.append(
-            f"Account {oldest.pk}, whose trial ended at {oldest.trial_ends_at:%Y-%m-%d %H:%M} UTC, should have expired "
-            f"long ago, and {Account.objects.due(now).count()} account(s) are due in all."
-        )
+    pause = decisions.paused(now=now)
+    if pause:
+        findings = [Finding(text=f"{decisions.in_words(pause)}{_due(now)}", row="paused", is_problem=False)]
+    else:
+        findings = _runs(now, max_age)
     if broken := Account.objects.off_calendar().values_list("pk", flat=True)[:1000]:
-        found.append(
-            f"{len(broken)} account(s), such as {broken[0]}, have a trial end outside the years 1 to 9999. No run "
-            "expires them: give them another trial end."
+        text = (
+            f"{plural(len(broken), 'account')}, such as {broken[0]}, {_has(len(broken))} a trial end outside the years "
+            "1 to 9999. No run expires them: give them another trial end."
         )
-    return found
+        findings.append(Finding(text=text, row="off-calendar"))
+    return Health(findings=findings + (_mails(now, max_age) if settings.TRIAL_NOTICES else []))
+
+
+def _runs(now: datetime, max_age: timedelta) -> list[Finding]:
+    since = now - max_age
+    last = _last_success()
+    fresh = ExpiryRun.objects.succeeded_since(since, now=now)
+    bad = ExpiryRun.objects.filter(status__in=UNSUCCESSFUL, pk__gt=last.pk if last else 0).exclude(error="")
+    latest = bad.order_by("-pk").first()
+    oldest = Account.objects.due(since).order_by("trial_ends_at").first()
+    never = not ExpiryRun.objects.exists()
+    # After an installation, and after a pause, the schedule has this long to run once.
+    is_new = never and not oldest and installed() > since
+    was_paused = any(decisions.pauses(now=now, since=since))
+
+    texts, row = [], "new" if never else "stale"
+    if not (fresh or is_new or was_paused):
+        texts.append(f"No run has succeeded within {_hours(max_age)}; {last_success()}.{_due(now)}")
+    if latest and (texts or latest.status == ExpiryRun.Status.REFUSED):
+        row = str(latest.status)
+        if latest.status == ExpiryRun.Status.REFUSED:  # reported at once, because the next tick will be refused too
+            row = "fuse" if latest.due_count else "clock"
+        texts.append(f"The latest {latest.status} run, {latest.pk} by {latest.path}, says: {latest.error}")
+    if texts:
+        return [Finding(text=" ".join(texts), row=row, about=latest)]
+    if oldest and not was_paused:
+        text = (
+            f"Account {oldest.pk}, whose trial ended at {moment(oldest.trial_ends_at)}, should have expired long ago."
+        )
+        return [Finding(text=f"{text}{_due(now)}", row="overdue", about=oldest)]
+    return [Finding(text="No run has been started yet.", row="new", is_problem=False)] if is_new else []
+
+
+def _mails(now: datetime, max_age: timedelta) -> list[Finding]:
+    findings = []
+    late = (
+        Notice.objects.pending()
+        .filter(queued__lt=now - max_age)
+        .aggregate(count=Count("pk"), oldest=Min("queued"), untried=Count("pk", filter=Q(last_error="")))
+    )
+    # One that the mail server answered waits for its next attempt, as a wrong address does for a day.
+    if late["untried"] or late["count"] >= MANY_MAILS:
+        text = (
+            f"{plural(late['count'], 'mail')} {_has(late['count'])} waited for more than {_hours(max_age)}, the first "
+            f"since {moment(late['oldest'])}."
+        )
+        findings.append(Finding(text=text, row="mails-waiting"))
+    days = settings.TRIAL_NOTICE_WINDOW_DAYS
+    lately = Notice.objects.filter(status=Notice.Status.GIVEN_UP, next_attempt__gt=now - timedelta(days=days))
+    if count := lately.count():
+        text = f"{plural(count, 'mail')} {'was' if count == 1 else 'were'} given up in the last {plural(days, 'day')}."
+        findings.append(Finding(text=text, row="mails-given-up", is_problem=count >= MANY_MAILS))
+    return findings
+
+
+def installed() -> datetime:
+    """When the first migration of this app was applied."""
+    applied = MigrationRecorder(connection).migration_qs.filter(app=ExpiryRun._meta.app_label)
+    return applied.aggregate(first=Min("applied"))["first"] or datetime.min.replace(tzinfo=UTC)
 
 
 def last_success() -> str:
     """When a run last succeeded, in words."""
-    run = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of", "pk").last()
-    return f"the last one, by {run.path}, was as of {run.as_of:%Y-%m-%d %H:%M} UTC" if run else "none ever has"
+    run = _last_success()
+    return f"the last one, by {run.path}, was as of {moment(run.as_of)}" if run else "none ever has"
+
+
+def _last_success() -> ExpiryRun | None:
+    return ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of", "pk").last()
+
+
+def _due(now: datetime) -> str:
+    due = Account.objects.due(now).count()
+    return f" {plural(due, 'account')} {'is' if due == 1 else 'are'} due." if due else ""
+
+
+def _has(count: int) -> str:
+    return "has" if count == 1 else "have"
+
+
+def _hours(age: timedelta) -> str:
+    hours = f"{age / timedelta(hours=1):g}"
+    return f"{hours} hour" if hours == "1" else f"{hours} hours"

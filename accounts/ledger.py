@@ -126,9 +126,9 @@ def finish_run(*, run_id: int) -> bool:
     return run is not None
 
 
-def interrupt_run(*, run_id: int) -> None:
-    """Record that a signal stopped the run."""
-    _close(run_id, logging.INFO, ExpiryRun.Status.INTERRUPTED, "Stopped by a signal.")
+def interrupt_run(*, run_id: int, why: str) -> None:
+    """Record that the run was stopped before its end, and why."""
+    _close(run_id, logging.INFO, ExpiryRun.Status.INTERRUPTED, why)
 
 
 def fail_run(*, run_id: int, error: BaseException) -> None:

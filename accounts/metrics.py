@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from accounts import decisions
 from accounts.gate import trial_not_required
 from accounts.ledger import database_now
 from accounts.models import Account, ExpiryRun, Notice, grace_cutoff
@@ -39,7 +40,7 @@ def refusal(why: str, status: int, headers: dict[str, str]) -> HttpResponse:
 
 
 class TrialExpiry:
-    """Collects the metrics of the ledger and the backlog, in three queries that read runs and due accounts only."""
+    """Collects the metrics of the ledger and the backlog, in four queries: of runs, decisions and due accounts."""
 
     def __init__(self, now: datetime) -> None:
         """Args: now: the moment at which due accounts are counted."""
@@ -53,8 +54,9 @@ class TrialExpiry:
         """Yield every metric."""
         yield from self.ledger()
         yield from self.backlog()
+        yield from self.pause()
         if settings.TRIAL_NOTICES:
-            yield self.notices()
+            yield from self.notices()
 
     def ledger(self) -> Iterator[Metric]:
         """Yield the metrics of the runs, by path."""
@@ -99,8 +101,18 @@ class TrialExpiry:
             waiting.total_seconds(),
         )
 
-    def notices(self) -> Metric:
-        """The number of notices by status."""
+    def pause(self) -> Iterator[Metric]:
+        """Yield whether an operator has paused the runs, and until when."""
+        paused = decisions.paused(now=self.now)
+        yield GaugeMetricFamily("trial_expiry_paused", "1 while an operator has paused the runs, else 0.", bool(paused))
+        yield GaugeMetricFamily(
+            "trial_expiry_paused_until_timestamp_seconds",
+            "When the pause in force ends by itself; 0 when runs are not paused.",
+            paused.until.timestamp() if paused and paused.until else 0,
+        )
+
+    def notices(self) -> Iterator[Metric]:
+        """Yield the number of notices by status, and for how long the first of them has waited."""
         by_status = GaugeMetricFamily(
             "trial_expiry_notices",
             "Notices by status. A gauge: a notice changes its status, and old ones are pruned.",
@@ -109,4 +121,10 @@ class TrialExpiry:
         counts = dict(Notice.objects.order_by().values_list("status").annotate(Count("pk")))
         for status in Notice.Status.values:
             by_status.add_metric([status], counts.get(status, 0))
-        return by_status
+        yield by_status
+        oldest = Notice.objects.pending().aggregate(first=Min("queued"))["first"]
+        yield GaugeMetricFamily(
+            "trial_expiry_oldest_notice_seconds",
+            "For how long the oldest pending notice has waited to be sent; 0 when none does.",
+            (self.now - oldest).total_seconds() if oldest else 0,
+        )

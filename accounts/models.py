@@ -1,4 +1,4 @@
-"""The models: accounts with a trial, the runs that expired them, and the mails about the trial.
+"""The models: accounts with a trial, the runs that expired them, mails about the trial, and operators' decisions.
 
 Change accounts through ``accounts.services``; ``accounts.delivery`` sends the mails.
 """
@@ -364,6 +364,9 @@ class Notice(models.Model):
             models.Index(
                 fields=["next_attempt", "id"], condition=Q(status="pending"), name="accounts_notice_deliverable"
             ),
+            # Serve accounts.health: for how long mails wait, and how many were given up lately.
+            models.Index(fields=["queued"], condition=Q(status="pending"), name="accounts_notice_waiting"),
+            models.Index(fields=["next_attempt"], condition=Q(status="given_up"), name="accounts_notice_given_up"),
             # Serves the admin's lists by status, and metrics, which count them.
             models.Index(fields=["status", "id"], name="accounts_notice_by_status"),
         ]
@@ -390,3 +393,56 @@ class Notice(models.Model):
 
     def __str__(self) -> str:
         return f"notice {self.pk}, {self.get_kind_display().lower()}, {self.get_status_display().lower()}"
+
+
+class Decision(models.Model):
+    """What an operator decided about the runs, with the reason. Rows are added and never edited: they are the history.
+
+    Written by ``accounts.decisions``. ``at`` comes from the database's clock.
+    """
+
+    class Kind(models.TextChoices):
+        """What was decided."""
+
+        RUN_NOW = "run_now", "Run now"
+        ALLOW = "allow", "Allow once"
+        PAUSE = "pause", "Pause"
+        RESUME = "resume", "Resume"
+
+    kind = models.CharField(max_length=7, choices=Kind)
+    at = models.DateTimeField(db_default=Now())
+    by = models.CharField(max_length=255)
+    reason = models.CharField(max_length=500)
+    until = models.DateTimeField(
+        null=True, blank=True, help_text="When a pause ends by itself, or when an allowance that no run used lapses."
+    )
+    max_accounts = models.PositiveBigIntegerField(
+        "at most", null=True, blank=True, help_text="The accounts that one run may expire, whatever its limit is."
+    )
+    run = models.ForeignKey(
+        ExpiryRun,
+        on_delete=models.SET_NULL,  # a run that expired none is pruned after a year
+        related_name="decisions",
+        null=True,
+        blank=True,
+        help_text="The run that used the allowance, or that was started in the admin's own process.",
+    )
+
+    class Meta:
+        default_permissions = ("view",)
+        permissions: ClassVar = [
+            ("run_expiry", "Can run expiry now"),
+            ("allow_expiry", "Can allow a refused run once"),
+            ("pause_expiry", "Can pause and resume expiry"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(kind="pause", until__isnull=False, max_accounts=None)
+                | Q(kind="allow", until__isnull=False, max_accounts__isnull=False)
+                | Q(kind__in=["run_now", "resume"], until=None, max_accounts=None),
+                name="accounts_decision_has_what_its_kind_needs",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display().lower()}, by {self.by}"

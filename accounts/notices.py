@@ -158,7 +158,8 @@ def _insert(kind: Notice.Kind, days: int, accounts: AccountQuerySet, now: dateti
         INSERT INTO accounts_notice (account_id, trial_ends_at, kind, days_before, next_attempt)
         SELECT owed.id, owed.trial_ends_at, %s, %s, %s FROM ({owed}) AS owed WHERE true
         ON CONFLICT (account_id, kind, trial_ends_at, days_before) DO UPDATE
-        SET status = 'pending', attempts = 0, last_error = '', next_attempt = excluded.next_attempt
+        SET status = 'pending', queued = excluded.queued, next_attempt = excluded.next_attempt,
+            attempts = 0, last_error = ''
         WHERE accounts_notice.status = 'skipped'
         """  # noqa: S608 (the interpolated part comes from the ORM)
     with connection.cursor() as cursor:
@@ -173,7 +174,7 @@ def retry(*, notice_id: int, now: datetime) -> bool:
     """
     unsent = Notice.objects.filter(pk=notice_id, status__in=[Notice.Status.PENDING, Notice.Status.GIVEN_UP])
     unclaimed = unsent.filter(Q(claimed=None) | Q(next_attempt__lte=now))
-    return unclaimed.update(status=Notice.Status.PENDING, attempts=0, next_attempt=now, claimed=None) == 1
+    return unclaimed.update(status=Notice.Status.PENDING, queued=Now(), attempts=0, next_attempt=now, claimed=None) == 1
 
 
 def is_true(notice: Notice, *, now: datetime) -> bool:

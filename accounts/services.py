@@ -17,10 +17,22 @@ from django.db.models import F, Value
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
-from accounts import ledger
-from accounts.models import CLOCKS_MAY_DIFFER, LATEST_END, Account, AccountQuerySet, ExpiryRun, Notice, grace_cutoff
+from accounts import decisions, ledger
+from accounts.log import Fields
+from accounts.models import (
+    CLOCKS_MAY_DIFFER,
+    LATEST_END,
+    Account,
+    AccountQuerySet,
+    Decision,
+    ExpiryRun,
+    Notice,
+    grace_cutoff,
+)
 from accounts.slices import AfterSlice, Change, Slice, plan
 from accounts.words import moment
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 10_000
 """Accounts in a slice: locked for 70 to 90 ms on PostgreSQL, and as fast as one statement for all accounts."""
@@ -39,6 +51,16 @@ class TooManyDue(RunRefused):
 
 class WrongClock(RunRefused):
     """The clock of this process differs from the database's, so it is uncertain which accounts are due."""
+
+
+class RunPaused(Exception):  # noqa: N818 (it says what happened, as RunRefused does)
+    """An operator has paused the runs. Nothing was changed, and nothing is recorded of this attempt."""
+
+    def __init__(self, pause: Decision) -> None:
+        """Args: pause: the decision in force."""
+        super().__init__(
+            f"{decisions.in_words(pause)} Nothing was changed. Resume in the admin, or wait: a pause ends by itself."
+        )
 
 
 RunSlices = Callable[[ExpiryRun, Sequence[Slice]], None]
@@ -80,7 +102,8 @@ def expire_trials(
         path: the path that calls, for the ledger.
         now: the moment to apply the rule to, with a time zone; becomes the run's ``as_of``.
         batch_size: accounts in a slice, 1 or more.
-        max_accounts: refuse when more are due; without it ``settings.TRIAL_EXPIRY_MAX`` is the limit.
+        max_accounts: refuse when more are due; without it ``settings.TRIAL_EXPIRY_MAX`` is the limit. Of either, an
+            operator's allowance (``decisions.allow``) makes one exception.
         task_id: Celery's id of the calling task, for the ledger.
         run_slices: how to run the slices; by default ``run_here``, one after the other.
 
@@ -89,6 +112,7 @@ def expire_trials(
 
     Raises:
         ValueError: ``now`` is naive, or a number is below 1.
+        RunPaused: an operator has paused the runs.
         RunRefused: too many are due, or the clock is wrong; the run is recorded as refused.
         ExpiryRun.DoesNotExist: the run was deleted while it was running.
         Exception: the error of a slice; the run is recorded as failed, and what it expired stays expired.
@@ -96,24 +120,28 @@ def expire_trials(
     _require_time_zone(now)
     limit = fuse_limit(max_accounts)
     _require_at_least_one(batch_size=batch_size, max_accounts=limit)
+    clock = ledger.database_now()
+    if pause := decisions.paused(now=clock):
+        logger.info(Fields("expiry_paused", path=path, until=pause.until, task_id=task_id))
+        raise RunPaused(pause)
     ledger.mark_dead_runs_interrupted()
     run = ledger.new_run(path=path, now=now, task_id=task_id)
-    if wrong := wrong_clock():
+    if wrong := wrong_clock(clock):
         ledger.refuse(run, wrong)
         raise WrongClock(wrong)
 
     due = Account.objects.due_before(run.cutoff)
     slices, run.due_count = plan(due, size=batch_size) if Account.objects.any_due(now) else ([], 0)
     run.slice_count = len(slices)
-    if limit is not None and run.due_count > limit:
+    if limit is not None and run.due_count > limit and not decisions.use_allowance(run):
         why = TOO_MANY_DUE.format(due=run.due_count, limit=limit)
         ledger.refuse(run, why)
         raise TooManyDue(why)
     run.save()
     try:
         run_slices(run, slices)
-    except KeyboardInterrupt:
-        ledger.interrupt_run(run_id=run.pk)
+    except KeyboardInterrupt as stop:
+        ledger.interrupt_run(run_id=run.pk, why=str(stop) or "Stopped by a signal.")
         raise
     except Exception as error:
         ledger.fail_run(run_id=run.pk, error=error)
@@ -134,12 +162,12 @@ def fuse_limit(max_accounts: int | None = None) -> int | None:
     return settings.TRIAL_EXPIRY_MAX if max_accounts is None else max_accounts
 
 
-def wrong_clock() -> str:
-    """What is wrong with this process's clock, compared with the database's; empty when they agree.
+def wrong_clock(there: datetime) -> str:
+    """What is wrong with this process's clock, compared with the database's just now; empty when they agree.
 
     A clock that is ahead would expire accounts early, and the run would count as fresh until that moment.
     """
-    here, there = timezone.now(), ledger.database_now()
+    here = timezone.now()
     if abs(here - there) <= CLOCKS_MAY_DIFFER:
         return ""
     return (

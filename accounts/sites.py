@@ -10,6 +10,7 @@ from django.db import DataError
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
+from django.urls import path
 
 from accounts.ledger import database_now
 
@@ -31,6 +32,12 @@ class OperatorSite(admin.AdminSite):
         if request.user.has_perms(["accounts.view_account", "accounts.view_expiryrun"]):
             context["overview"] = overview.collect(now=database_now())
         return super().index(request, context)
+
+    def get_urls(self) -> list[Any]:
+        """The admin's pages, and the page that says what to do."""
+        from accounts.admin import runbook
+
+        return [path("what-to-do/", self.admin_view(runbook.page), name="what_to_do"), *super().get_urls()]
 
     def admin_view(self, view: View, cacheable: bool = False) -> View:
         """Guard the lists of every model, including those of other apps."""

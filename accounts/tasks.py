@@ -9,13 +9,13 @@ from typing import Any
 from celery import chord, current_app, group, shared_task
 from celery.backends.base import DisabledBackend
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.signals import worker_shutting_down
+from celery.signals import task_failure, worker_shutting_down
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.dispatch import receiver
 from django.utils import timezone
 
-from accounts import delivery, ledger, notices, services
+from accounts import delivery, ledger, notices, ping, services
 from accounts.base_tasks import BaseTask, RedeliveredTask, RunTask, WrongArguments
 from accounts.mailer import MailServerAwayError
 from accounts.models import Account, ExpiryRun, Notice
@@ -25,14 +25,18 @@ from accounts.slices import Slice
 @shared_task(name="accounts.expire_trials", base=BaseTask, bind=True, ignore_result=True)
 def expire_trials(self: BaseTask, *, batch_size: int = services.BATCH_SIZE, max_accounts: int | None = None) -> None:
     """Expire every due trial, in several slices on all free workers. See ``services.expire_trials``."""
-    services.expire_trials(
-        path=ExpiryRun.Path.CELERY,
-        now=timezone.now(),
-        batch_size=batch_size,
-        max_accounts=max_accounts,
-        task_id=self.request.id or "",
-        run_slices=run_on_workers,
-    )
+    ping.started()
+    try:
+        services.expire_trials(
+            path=ExpiryRun.Path.CELERY,
+            now=timezone.now(),
+            batch_size=batch_size,
+            max_accounts=max_accounts,
+            task_id=self.request.id or "",
+            run_slices=run_on_workers,
+        )
+    except services.RunPaused:  # logged already; an operator's decision is no failure
+        ping.succeeded()
 
 
 def run_on_workers(run: ExpiryRun, slices: Sequence[Slice]) -> None:
@@ -78,6 +82,20 @@ def account_key(name: str, value: Any) -> Any:
 def finish_run(*, run_id: int) -> None:
     """Close a run whose slices are all done."""
     ledger.finish_run(run_id=run_id)
+
+
+@receiver(ledger.trials_expired)
+def tell_monitor_of_success(run: ExpiryRun, **_: Any) -> None:
+    """Ping the monitor when a run by Celery has succeeded."""
+    if run.path == ExpiryRun.Path.CELERY:
+        ping.succeeded()
+
+
+@task_failure.connect
+def tell_monitor_of_failure(sender: Any, **_: Any) -> None:
+    """Ping the monitor when a task of a run has failed for good, or its run was refused."""
+    if sender in (expire_trials, expire_slice, finish_run):
+        ping.failed()
 
 
 # --- Notices. With settings.TRIAL_NOTICES off, these tasks do nothing. ---

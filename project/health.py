@@ -32,14 +32,14 @@ def process(request: HttpRequest) -> HttpResponse:
 def expiry(request: HttpRequest) -> HttpResponse:
     """Check that trials are being expired. Only staff and requests with ``METRICS_TOKEN`` see the problems."""
     try:
-        problems = health.problems(now=database_now(), max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS))
+        found = health.check(now=database_now(), max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS))
         if brings_token(request) or getattr(request.user, "is_staff", False):
-            return answer(*(problems or [f"Trials are being expired: {health.last_success()}."]), healthy=not problems)
+            return answer(*found.lines, healthy=not found.problems)
     except Error:
         return answer(DATABASE_AWAY, healthy=False)
-    if problems:
+    if found.problems:
         return answer("Trial expiry has a problem. ./manage.py check_expiry and the admin say which.", healthy=False)
-    return answer("Trials are being expired.", healthy=True)
+    return answer(found.headline, healthy=True)
 
 
 def answer(*sentences: str, healthy: bool) -> HttpResponse:

@@ -22,6 +22,7 @@ CERTIFICATES = {"required", "optional", "none", "CERT_REQUIRED", "CERT_OPTIONAL"
 LIKE_POSTGRES = "postgres://user:password@host:5432/name"
 LIKE_SMTP = "smtp+tls://user:password@host:587"
 LIKE_REDIS = "redis://:password@host:6379/0"
+LIKE_PING = "https://hc-ping.com/your-uuid"
 LIKE_SITE = "https://www.example.com"
 
 
@@ -68,6 +69,13 @@ def site(text: str) -> str:
     """Parse the public URL of the site."""
     if not _split(text, like=LIKE_SITE, schemes=("http", "https")).hostname:
         raise ValueError(f"names no host. It must be like {LIKE_SITE}.")
+    return text
+
+
+def ping(text: str) -> str:
+    """Parse the URL of a monitor, which is pinged."""
+    if not _split(text, like=LIKE_PING, schemes=("http", "https")).hostname:
+        raise ValueError(f"names no host. It must be like {LIKE_PING}.")
     return text
 
 

@@ -63,6 +63,7 @@ LOGIN_REDIRECT_URL = "/"  # leads customers to the product and staff to the admi
 # --- Monitoring ---
 
 METRICS_TOKEN = env.read("METRICS_TOKEN", str, defaults.METRICS_TOKEN, secret=True)
+TRIAL_PING_URL = env.read("TRIAL_PING_URL", service_urls.ping, defaults.TRIAL_PING_URL, secret=True)
 
 # --- Mails to customers ---
 

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from accounts.models import Account, ExpiryRun, Notice
+from accounts.models import Account, Decision, ExpiryRun, Notice
 from sandbox.mail_server import Mailbox
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process, database_url
@@ -51,8 +51,10 @@ def test_the_role_can_expire_undo_mail_and_prune(manage_py: ManagePy, mailbox: M
     account = Account.objects.first()
     NoticeFactory.create(account=account, queued=old, trial_ends_at=old, next_attempt=old, status="skipped")
 
+    Decision.objects.create(kind="allow", by="anna", reason="a test", max_accounts=3, until=now + timedelta(days=1))
+
     def manage(*arguments: str) -> None:
-        result = manage_py(*arguments, TRIAL_NOTICES="1", EMAIL_URL=mailbox.url)
+        result = manage_py(*arguments, TRIAL_NOTICES="1", TRIAL_EXPIRY_MAX="1", EMAIL_URL=mailbox.url)
         assert (result.returncode, result.stderr) == (0, ""), arguments
 
     manage("expire_trials")
@@ -91,6 +93,8 @@ HARM = (
     "INSERT INTO accounts_account DEFAULT VALUES",
     "ALTER TABLE accounts_account DROP COLUMN status",
     "TRUNCATE accounts_expiryrun",
+    "INSERT INTO accounts_decision DEFAULT VALUES",
+    "UPDATE accounts_decision SET until = now()",
     "UPDATE users_user SET is_superuser = true",
     "DELETE FROM users_user",
     "SELECT session_data FROM django_session",

@@ -68,7 +68,7 @@ def test_the_command_says_what_goes_and_erases_it_once_confirmed(person: User, m
     said = erase("Alice@Example.com")
 
     assert (
-        f"User {person.pk} (alice): account {person.account.pk}, trial_expired; 1 notice(s); named in 1 entries" in said
+        f"User {person.pk} (alice): account {person.account.pk}, trial expired; 1 notice(s); named in 1 entries" in said
     )
     assert is_gone(person)
     assert sums_are_true()
@@ -124,7 +124,7 @@ def deleter() -> Client:
 def test_whoever_may_delete_users_erases_one_in_the_admin(person: User, deleter: Client) -> None:
     page = deleter.get(f"{USERS}{person.pk}/delete/").content.decode()
     assert "Are you sure you want to delete the user" in page
-    assert f"account {person.account.pk}, trial_expired" in " ".join(page.split())
+    assert f"account {person.account.pk}, trial expired" in " ".join(page.split())
 
     deleter.post(f"{USERS}{person.pk}/delete/", {"post": "yes"})
 

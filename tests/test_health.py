@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 from io import StringIO
+from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -14,8 +15,9 @@ from pytest_django import Settings
 from accounts import health, ledger, services
 from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue
+from accounts.words import moment
 from tests.conftest import ManagePy
-from tests.factories import AccountFactory
+from tests.factories import AccountFactory, NoticeFactory
 from tests.runs import expire
 
 pytestmark = pytest.mark.django_db
@@ -29,22 +31,39 @@ def check(*arguments: str) -> str:
     return output.getvalue()
 
 
+def problems(now: datetime) -> list[str]:
+    return [finding.text for finding in health.check(now=now, max_age=3 * HOUR).problems]
+
+
+def installed(at: datetime) -> None:
+    """Pretend that the migrations were applied at this moment."""
+    MigrationRecorder(connection).migration_qs.filter(app="accounts").update(applied=at)
+
+
 def test_all_is_well_after_a_run_that_left_nothing(now: datetime) -> None:
     AccountFactory.create(created=now - timedelta(days=90))
     expire(now)
 
-    assert health.problems(now=now + 3 * HOUR, max_age=3 * HOUR) == []
+    assert problems(now + 3 * HOUR) == []
 
 
-def test_no_run_ever_is_a_problem(now: datetime) -> None:
-    assert health.problems(now=now, max_age=3 * HOUR) == ["No run has succeeded within 3 hours; none ever has."]
+def test_a_fresh_installation_is_new_until_a_run_is_late_or_an_account_overdue(now: datetime) -> None:
+    installed(now - 3 * HOUR + timedelta(seconds=1))
+    (note,) = health.check(now=now, max_age=3 * HOUR).findings
+    assert (note.text, note.row, note.is_problem) == ("No run has been started yet.", "new", False)
+
+    never = "No run has succeeded within 3 hours; none ever has."
+    assert problems(now + timedelta(seconds=1)) == [never]
+
+    AccountFactory.create(created=now - timedelta(days=90))
+    assert problems(now) == [f"{never} 1 account is due."]
 
 
 def test_a_success_that_is_too_old_is_a_problem_and_says_when_it_was(now: datetime) -> None:
     expire(now)
 
-    assert health.problems(now=now + 3.5 * HOUR, max_age=3 * HOUR) == [
-        "No run has succeeded within 3 hours; the last one, by command, was as of 2026-03-01 12:00 UTC."
+    assert problems(now + 3.5 * HOUR) == [
+        "No run has succeeded within 3 hours; the last one, by command, was as of 1 March 2026, 12:00 UTC."
     ]
 
 
@@ -54,13 +73,13 @@ def test_a_refused_run_is_a_problem_at_once_until_a_run_succeeds(now: datetime) 
     with pytest.raises(TooManyDue):
         expire(now, max_accounts=1)
 
-    (because,) = health.problems(now=now, max_age=3 * HOUR)
+    (because,) = problems(now)
 
     assert because.startswith("The latest refused run, ")
     assert "2 accounts are due and at most 1 may expire" in because
 
     expire(now, max_accounts=2)
-    assert health.problems(now=now, max_age=3 * HOUR) == []
+    assert problems(now) == []
 
 
 def test_the_last_words_of_a_run_that_was_undone_are_no_problem(now: datetime) -> None:
@@ -69,8 +88,8 @@ def test_the_last_words_of_a_run_that_was_undone_are_no_problem(now: datetime) -
     ledger.fail_run(run_id=failed.pk, error=RuntimeError("the lights went out"))
     services.undo_run(run=failed, now=now, by="me")
 
-    assert health.problems(now=now + 3.5 * HOUR, max_age=3 * HOUR) == [
-        "No run has succeeded within 3 hours; the last one, by command, was as of 2026-03-01 12:00 UTC."
+    assert problems(now + 3.5 * HOUR) == [
+        "No run has succeeded within 3 hours; the last one, by command, was as of 1 March 2026, 12:00 UTC."
     ]
 
 
@@ -85,23 +104,93 @@ def test_an_account_long_overdue_is_a_problem_although_runs_succeed(now: datetim
     expire(now)
     account = AccountFactory.create(created=now - timedelta(days=62))
 
-    assert health.problems(now=now, max_age=3 * HOUR) == [
-        f"Account {account.pk}, whose trial ended at 2026-02-27 12:00 UTC, should have expired long ago, "
-        "and 1 account(s) are due in all."
+    assert problems(now) == [
+        f"Account {account.pk}, whose trial ended at 27 February 2026, 12:00 UTC, should have expired long ago. "
+        "1 account is due."
     ]
+
+
+def test_one_situation_is_one_problem_that_says_where_to_look(now: datetime) -> None:
+    accounts = AccountFactory.create_batch(2, created=now - timedelta(days=62))
+    expire(now - 4 * HOUR, max_accounts=2)
+    Account.objects.update(status=Account.TRIALING, trial_expired_at=None, expiry_run=None)
+    assert [finding.row for finding in health.check(now=now, max_age=3 * HOUR).findings] == ["stale"]
+
+    with pytest.raises(TooManyDue):
+        expire(now, max_accounts=1)
+    (refused,) = health.check(now=now, max_age=3 * HOUR).findings
+    assert (refused.row, refused.about) == ("fuse", ExpiryRun.objects.latest("pk"))
+    assert "2 accounts are due. The latest refused run, " in refused.text
+
+    failed = ExpiryRun.objects.create(path=ExpiryRun.Path.COMMAND, as_of=now)
+    ledger.fail_run(run_id=failed.pk, error=RuntimeError("the lights went out"))
+    (finding,) = health.check(now=now, max_age=3 * HOUR).findings
+    assert (finding.row, finding.about) == ("failed", failed)
+
+    expire(now)
+    Account.objects.filter(pk=accounts[0].pk).update(status=Account.TRIALING, trial_expired_at=None, expiry_run=None)
+    (finding,) = health.check(now=now, max_age=3 * HOUR).findings
+    assert (finding.row, finding.about) == ("overdue", accounts[0])
+
+
+def test_every_problem_stands_on_a_line_of_its_own(settings: Settings) -> None:
+    settings.TRIAL_NOTICES = True
+    NoticeFactory.create(queued=timezone.now() - 4 * HOUR, next_attempt=timezone.now())
+    installed(timezone.now() - 4 * HOUR)
+
+    with pytest.raises(CommandError) as found:
+        check()
+
+    assert len(str(found.value).splitlines()) == 2
+
+
+# --- Mails ---
+
+
+@pytest.mark.parametrize(
+    ("notices", "expected"),
+    [
+        ([], {}),
+        ([{"queued": 3 * HOUR}], {}),
+        ([{"queued": 3.1 * HOUR}], {"mails-waiting": True}),
+        ([{"queued": 3.1 * HOUR, "last_error": "550 no such user"}], {}),
+        ([{"queued": 3.1 * HOUR, "last_error": "451 later"}] * 10, {"mails-waiting": True}),
+        ([{"queued": 5 * HOUR, "status": "sent", "sent": HOUR}], {}),
+        ([{"status": "given_up"}], {"mails-given-up": False}),
+        ([{"status": "given_up"}] * 10, {"mails-given-up": True}),
+        ([{"status": "given_up", "next_attempt": timedelta(days=7)}] * 10, {}),
+    ],
+)
+def test_mails_that_wait_or_are_given_up_are_findings(
+    now: datetime, settings: Settings, notices: list[dict[str, Any]], expected: dict[str, bool]
+) -> None:
+    settings.TRIAL_NOTICES = True
+    expire(now)
+    for notice in notices:
+        ago = {name: now - value for name, value in notice.items() if isinstance(value, timedelta)}
+        NoticeFactory.create(**{"queued": now, "next_attempt": now, **notice, **ago})
+
+    found = health.check(now=now, max_age=3 * HOUR).findings
+    assert {finding.row: finding.is_problem for finding in found} == expected
+    if notices and "mails-waiting" in expected:
+        ten = "10 mails have" if len(notices) == 10 else "1 mail has"
+        assert found[0].text == f"{ten} waited for more than 3 hours, the first since 1 March 2026, 08:54 UTC."
+
+    settings.TRIAL_NOTICES = False
+    assert health.check(now=now, max_age=3 * HOUR).findings == []
 
 
 def test_an_account_that_waits_for_the_next_tick_is_no_problem(now: datetime) -> None:
     expire(now)
     AccountFactory.create(created=now - timedelta(days=61, hours=2))
 
-    assert health.problems(now=now, max_age=3 * HOUR) == []
+    assert problems(now) == []
 
 
 def test_the_command_says_so_when_all_is_well() -> None:
     run = expire(timezone.now())
 
-    assert check() == f"Trials are being expired: the last one, by command, was as of {run.as_of:%Y-%m-%d %H:%M} UTC.\n"
+    assert check() == f"Trials are being expired: the last one, by command, was as of {moment(run.as_of)}.\n"
 
 
 def test_the_command_fails_with_what_is_wrong() -> None:
@@ -164,14 +253,13 @@ def test_the_token_shows_the_particulars(client: Client, overdue: Account) -> No
     status, told = page(client, authorization=f"Bearer {TOKEN}")
 
     assert status == 503
-    assert "No run has succeeded within 3 hours; none ever has.\n" in told
-    assert f"Account {overdue.pk}, whose trial ended at " in told
+    assert told == "No run has succeeded within 3 hours; none ever has. 1 account is due.\n"
 
 
 def test_a_staff_session_shows_the_particulars(admin_client: Client) -> None:
     run = expire(timezone.now())
 
-    told = f"Trials are being expired: the last one, by command, was as of {run.as_of:%Y-%m-%d %H:%M} UTC.\n"
+    told = f"Trials are being expired: the last one, by command, was as of {moment(run.as_of)}.\n"
     assert page(admin_client) == (200, told)
 
 

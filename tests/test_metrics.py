@@ -13,7 +13,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import services
 from accounts.metrics import TrialExpiry
-from accounts.models import Account, ExpiryRun, Notice
+from accounts.models import Account, Decision, ExpiryRun, Notice
 from accounts.services import TooManyDue
 from tests.factories import NoticeFactory, make_accounts
 from tests.runs import DAY, expire
@@ -127,11 +127,11 @@ def test_an_empty_project_has_the_counters_and_no_backlog(now: datetime) -> None
 # --- Cost ---
 
 
-def test_it_takes_three_queries(now: datetime, django_assert_num_queries: DjangoAssertNumQueries) -> None:
+def test_it_takes_four_queries(now: datetime, django_assert_num_queries: DjangoAssertNumQueries) -> None:
     make_accounts(3, ended=10 * DAY, now=now)
     expire(now)
 
-    with django_assert_num_queries(3):
+    with django_assert_num_queries(4):
         list(metrics(now).collect())
 
 
@@ -164,3 +164,16 @@ def test_notices_are_told_by_status_where_they_are_on(now: datetime, settings: S
         for status in Notice.Status.values
     }
     assert told == {"pending": 2, "sent": 0, "skipped": 0, "given_up": 1}
+    Notice.objects.update(queued=now - timedelta(hours=2))
+    assert metrics(now).get_sample_value("trial_expiry_oldest_notice_seconds") == 7200
+
+
+def test_a_pause_and_its_end(now: datetime) -> None:
+    assert metrics(now).get_sample_value("trial_expiry_paused") == 0
+    assert metrics(now).get_sample_value("trial_expiry_paused_until_timestamp_seconds") == 0
+
+    Decision.objects.create(kind="pause", by="anna", reason="a look", until=now + DAY)
+
+    assert metrics(now).get_sample_value("trial_expiry_paused") == 1
+    assert metrics(now).get_sample_value("trial_expiry_paused_until_timestamp_seconds") == (now + DAY).timestamp()
+    assert metrics(now + DAY).get_sample_value("trial_expiry_paused") == 0

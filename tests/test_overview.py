@@ -1,5 +1,6 @@
 """The overview: its figures, its cost, and that the page is shown whatever is wrong with Celery and the broker."""
 
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import pytest
 from django.contrib.auth.models import Permission
 from django.core.cache import cache
 from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -18,13 +20,13 @@ from django_celery_beat.models import CrontabSchedule, IntervalSchedule, Periodi
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import services
-from accounts.admin import charts, overview, schedule
-from accounts.models import Account, ExpiryRun
+from accounts.admin import charts, overview, paths, schedule, ticks
+from accounts.models import Account, Decision, ExpiryRun
 from accounts.services import TooManyDue
 from project.celery import app
 from sandbox import servers
 from tests.conftest import Process
-from tests.factories import AccountFactory, UserFactory, fill_tables, make_accounts
+from tests.factories import AccountFactory, NoticeFactory, UserFactory, fill_tables, make_accounts
 from users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -187,7 +189,7 @@ def test_the_paths_are_summed_up_side_by_side(now: datetime) -> None:
 
     by_command, by_celery = overview.collect(now=now).paths
 
-    assert by_command == overview.PathFigures(
+    assert by_command == paths.PathFigures(
         path=COMMAND,
         last=last,
         runs=6,
@@ -217,14 +219,14 @@ def test_lateness_is_from_due_to_the_run_and_for_each_path_its_own(now: datetime
 def test_lateness_is_taken_from_a_bounded_sample_of_those_expired_last(
     now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overview, "SAMPLE", 2)
+    monkeypatch.setattr(paths, "SAMPLE", 2)
     make_accounts(3, ended=5 * DAY, now=now)
     services.expire_trials(path=COMMAND, now=now)
     make_accounts(3, ended=DAY, now=now)
     run = services.expire_trials(path=COMMAND, now=now + HOUR)
 
     assert overview.collect(now=now + 2 * HOUR).paths[0].worst_lateness == HOUR
-    assert overview.lateness([run]) == [HOUR, HOUR]
+    assert paths.lateness([run]) == [HOUR, HOUR]
 
 
 # --- Charts ---
@@ -238,7 +240,8 @@ def test_expirations_are_drawn_by_day_and_path_less_what_was_undone(now: datetim
 
     assert (len(chart.bars), chart.bars[0].day, chart.bars[-1].day) == (31, date(2026, 1, 30), date(2026, 3, 1))
     assert (chart.series, chart.bars[-1].counts, chart.bars[-2].counts) == (["command", "celery"], [3, 0], [4, 4])
-    assert (chart.total, chart.highest) == (11, 8)
+    assert (chart.total, chart.highest, chart.top, chart.middle) == (11, 8, 8, 4)
+    assert sum(path.expired for path in overview.collect(now=now).paths) == chart.total, "chart and table agree"
 
 
 def test_trials_are_drawn_on_the_day_they_end(now: datetime) -> None:
@@ -268,6 +271,14 @@ def test_bars_are_stacked_from_the_bottom_and_the_smallest_can_be_seen() -> None
     assert drawn == [[("a", 250, 750), ("b", 0, 250)], [("a", 990, 10)]]
 
 
+@pytest.mark.parametrize(
+    ("highest", "top"),
+    [(0, 2), (2, 2), (3, 4), (5, 6), (9, 10), (11, 20), (41, 60), (750, 800), (999, 1000), (1001, 2000)],
+)
+def test_the_axis_ends_at_a_round_number(highest: int, top: int) -> None:
+    assert charts.round_number(highest) == top
+
+
 def test_a_chart_of_nothing_is_empty(now: datetime) -> None:
     assert overview.collect(now=now).expired.total == 0
 
@@ -288,20 +299,79 @@ def test_a_refused_run_is_shown_with_its_words_until_a_run_succeeds(admin_client
     refuse(now)
 
     page = admin_client.get("/admin/").content.decode()
-    assert "2 runs</a> were refused since one last succeeded" in page
-    assert "2 accounts are due and at most 1 may expire in one run" in page
-    assert escape(ExpiryRun.objects.latest("pk").error) in page
+    run = ExpiryRun.objects.latest("pk")
+    assert page.count('<li class="error">') == 1, "one bar for one situation"
+    assert escape(run.error) in page
+    for link in (f"/admin/accounts/expiryrun/{run.pk}/change/", "/admin/what-to-do/#fuse"):
+        assert f'href="{link}"' in page
+    assert f'href="/admin/accounts/decision/allow/{run.pk}/"' in page
 
     services.expire_trials(path=COMMAND, now=now + SECOND, max_accounts=2)
     page = admin_client.get("/admin/").content.decode()
-    assert "refused since" not in page
+    assert '<li class="error">' not in page
     assert "Trials are being expired." in page
 
 
-def test_what_the_freshness_check_says_is_on_the_page(admin_client: Client, settings: Settings) -> None:
-    settings.TRIAL_RUN_MAX_AGE_HOURS = 5
+def test_a_fresh_installation_is_told_what_to_do_first(admin_client: Client) -> None:
+    MigrationRecorder(connection).migration_qs.filter(app="accounts").update(applied=timezone.now())
+    page = admin_client.get("/admin/").content.decode()
 
-    assert "No run has succeeded within 5 hours; none ever has." in admin_client.get("/admin/").content.decode()
+    assert "First steps" in page
+    assert '<li class="error">' not in page
+
+    services.expire_trials(path=COMMAND, now=timezone.now())
+    assert "First steps" not in admin_client.get("/admin/").content.decode()
+
+
+def test_mails_are_tiles_where_they_are_on(admin_client: Client, settings: Settings) -> None:
+    NoticeFactory.create_batch(2, next_attempt=timezone.now())
+    NoticeFactory.create(status="given_up", next_attempt=timezone.now())
+    assert overview.collect(now=timezone.now()).mails is None
+
+    settings.TRIAL_NOTICES = True
+
+    mails = overview.collect(now=timezone.now()).mails
+    assert mails
+    assert (mails.waiting, mails.given_up) == (2, 1)
+    page = admin_client.get("/admin/").content.decode()
+    assert 'href="/admin/accounts/notice/?status__exact=given_up">Mails given up</a>' in page
+
+
+def test_a_bar_opens_its_accounts(admin_client: Client) -> None:
+    now = timezone.now()
+    make_accounts(3, ended=2 * DAY, now=now)
+    run = services.expire_trials(path=COMMAND, now=now)
+    services.undo_run(run=run, now=now, by="me", extend_days=3)
+    make_accounts(2, ended=2 * DAY, now=now)
+    services.expire_trials(path=COMMAND, now=now)
+    figures = overview.collect(now=now)
+    bars = [bar for chart in (figures.expired, figures.ending) for bar in chart.bars if bar.count]
+
+    assert [bar.count for bar in bars] == [2, 3]
+    for bar in bars:
+        page = admin_client.get(bar.url)
+        assert page.context["cl"].result_count == bar.count
+
+
+# --- The strip ---
+
+
+def test_the_strip_has_the_worst_run_of_each_hour_gaps_and_pauses(now: datetime) -> None:
+    add_run(now - 48 * HOUR)
+    first = add_run(now - 47 * HOUR)
+    failed = add_run(now - 2 * HOUR, status=ExpiryRun.Status.FAILED)
+    add_run(now - 2 * HOUR + MINUTE, expired_count=3)
+    for begun, kind, until in [(5, "pause", now - 2 * HOUR), (4, "resume", None)]:
+        Decision.objects.create(kind=kind, at=now - begun * HOUR + MINUTE, by="anna", reason="a look", until=until)
+
+    strip = ticks.last_ticks(now=now + 20 * MINUTE)
+
+    assert [tick.hour for tick in (strip[0], strip[-1])] == [now - 47 * HOUR, now]
+    assert [tick.kind for tick in strip] == (
+        ["succeeded", *["missing"] * 41, "paused", "paused", "missing", "failed", "missing", "open"]
+    )
+    assert (strip[0].run, strip[45].run, strip[45].runs, strip[45].expired) == (first, failed, 2, 3)
+    assert strip[45].url == f"/admin/accounts/expiryrun/{failed.pk}/change/"
 
 
 # --- Permissions and cost ---
@@ -333,25 +403,34 @@ def test_the_overview_asks_as_many_queries_for_many_runs_as_for_few(
     for hours in range(20):
         add_run(now - hours * HOUR, path=CELERY if hours % 2 else COMMAND, expired_count=1)
 
-    with django_assert_max_num_queries(17):
+    with django_assert_max_num_queries(27):
         overview.collect(now=now)
 
 
 @pytest.mark.postgres
-def test_only_the_count_of_expired_accounts_reads_their_whole_table(now: datetime, entry: PeriodicTask) -> None:
+def test_only_the_count_of_expired_accounts_reads_a_whole_table(
+    now: datetime, entry: PeriodicTask, settings: Settings
+) -> None:
+    settings.TRIAL_NOTICES = True
     make_accounts(50, ended=2 * DAY, now=now)
     services.expire_trials(path=COMMAND, now=now)
     make_accounts(50, ended=-5 * DAY, now=now)
     fill_tables(20_000)
     with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO accounts_notice (account_id, kind, trial_ends_at, days_before, status, sent, next_attempt)"
+            " SELECT id, 'ended', now(), 0, 'sent', now(), now() FROM accounts_account"
+        )
+        cursor.execute("ANALYZE accounts_notice")
         with CaptureQueriesContext(connection) as asked:
             overview.collect(now=now)
-        about_accounts = [query["sql"] for query in asked if 'FROM "accounts_account"' in query["sql"]]
+        large = ('FROM "accounts_account"', 'FROM "accounts_notice"')
+        about_many_rows = [query["sql"] for query in asked if any(table in query["sql"] for table in large)]
         scanned = []
-        for sql in about_accounts:
+        for sql in about_many_rows:
             cursor.execute(f"EXPLAIN {sql}")
-            if "Seq Scan on accounts_account" in str(cursor.fetchall()):
+            if re.search("Seq Scan on accounts_(account|notice)", str(cursor.fetchall())):
                 scanned.append(sql)
 
-    assert len(about_accounts) >= 7
+    assert len(about_many_rows) >= 11
     assert [sql.partition(" WHERE ")[2] for sql in scanned] == ['"accounts_account"."status" = \'trial_expired\'']

@@ -92,6 +92,7 @@ ENCODE = (
     "Percent-encode special characters in a user name or password: "
     "@ is %40, / is %2F, ? is %3F, # is %23, ; is %3B, % is %25."
 )
+LIKE_PING = "{name} is not like https://hc-ping.com/your-uuid. " + ENCODE
 LIKE_POSTGRES = "{name} is not like postgres://user:password@host:5432/name or sqlite:////path. " + ENCODE
 LIKE_SMTP = "{name} is not like smtp+tls://user:password@host:587. " + ENCODE
 LIKE_REDIS = "{name} is not like redis://:password@host:6379/0. " + ENCODE
@@ -138,6 +139,8 @@ REFUSED: list[tuple[str, ...]] = [
     (ORIGIN, "DJANGO_CSRF_TRUSTED_ORIGINS", "https://*", "a.example", "https://a.example/", "https://a b.example"),
     ("{name} is not like https://www.example.com. " + ENCODE, "SITE_URL", "www.example.com", "ftp://a.example"),
     ("{name} names no host. It must be like https://www.example.com.", "SITE_URL", "https://"),
+    (LIKE_PING, "TRIAL_PING_URL", "hc-ping.com/S3CRET", "ftp://h/S3CRET", "https://h/S3 CRET", "file:///S3CRET"),
+    ("{name} names no host. It must be like https://hc-ping.com/your-uuid.", "TRIAL_PING_URL", "https:///S3CRET"),
     (LIKE_POSTGRES, "DATABASE_URL", "mysql://u:S3CRET@h/x", "oracle:x", "postgres://u:S3CRET@h:99999/x"),
     *((LIKE_POSTGRES, "DATABASE_URL", f"postgres://u:S3{character}CRET@h/x") for character in "/?#@[]% \t\n"),
     (LIKE_POSTGRES, "DATABASE_URL", "postgres://u:12/S3CRET@h/x", "postgres://u:12?S3CRET@h/x", "sqlite:///a?b"),
@@ -266,6 +269,11 @@ def test_production_refuses_to_start_with_an_insecure_setting(line: str, name: s
             {"DJANGO_CSRF_TRUSTED_ORIGINS": "https://*.example.com,http://a:8000"},
             "CSRF_TRUSTED_ORIGINS",
             ["https://*.example.com", "http://a:8000"],
+        ),
+        (
+            {"TRIAL_PING_URL": "https://s.example/cron/x/?status="},
+            "TRIAL_PING_URL",
+            "https://s.example/cron/x/?status=",
         ),
         ({"REDIS_URL": "redis://h/1"}, "CELERY_RESULT_BACKEND", "redis://h/1"),
         ({"REDIS_URL": "rediss://h?ssl_cert_reqs=none"}, "CELERY_BROKER_URL", "rediss://h?ssl_cert_reqs=none"),

@@ -487,7 +487,7 @@ def test_trial_days_mistyped_as_6_is_stopped_by_the_fuse_or_undone(now: datetime
     with pytest.raises(TooManyDue, match=r"^Refused: 6 accounts are due and at most 3 may expire .* --max-accounts 6"):
         tasks.expire_trials.apply(throw=True)
     assert rows() == before
-    assert "Refused: 6 accounts are due" in " ".join(health.problems(now=now, max_age=timedelta(hours=3)))
+    assert "Refused: 6 accounts are due" in health.check(now=now, max_age=timedelta(hours=3)).problems[0].text
 
     # Without the fuse the accounts expire.
     settings.TRIAL_EXPIRY_MAX = None

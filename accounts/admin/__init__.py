@@ -1,5 +1,5 @@
 """The admin, for operators and support. It reads rows, and changes them through the services only."""
 
-from accounts.admin import accounts, notices, runs
+from accounts.admin import accounts, decisions, notices, runs
 
-__all__ = ["accounts", "notices", "runs"]
+__all__ = ["accounts", "decisions", "notices", "runs"]

@@ -1,13 +1,18 @@
 """The geometry of a bar chart: one stacked bar for each day, as rectangles that admin/overview_chart.html draws."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
+
+HEIGHT = 1000
+"""The height of the chart. Its y points down, and a bar is 10 wide."""
+
+DAYS_BETWEEN_LABELS = 7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """The part of a bar that belongs to one series. The chart is 1000 high and 10 wide for each day; y points down."""
+    """The part of a bar that belongs to one series."""
 
     series: str
     y: int
@@ -19,11 +24,18 @@ class Bar:
     """The bar of one day."""
 
     day: date
-    x: int
-    counts: list[int]
-    """One count for each series."""
+    by_series: list[tuple[str, int]]
     segments: list[Segment]
     """The rectangles to draw; none for a count of 0."""
+    url: str
+    """The list of the accounts; empty for a count of 0."""
+    has_label: bool
+    """Whether its day is written below it."""
+
+    @property
+    def counts(self) -> list[int]:
+        """One count for each series."""
+        return [count for _, count in self.by_series]
 
     @property
     def count(self) -> int:
@@ -39,30 +51,49 @@ class Chart:
     series: list[str]
     highest: int
     """The count of the highest bar."""
+    top: int
+    """The count at the upper end of the axis: a round number, and even, so that its half can be written too."""
     total: int
 
     @property
-    def width(self) -> int:
-        """The width of the chart, in the units of ``Bar.x``."""
-        return 10 * len(self.bars)
+    def middle(self) -> int:
+        """The count in the middle of the axis."""
+        return self.top // 2
 
 
-def stacked_bars(days: Iterable[date], series: Mapping[str, Mapping[date, int]]) -> Chart:
-    """Stack the counts of each series, the first at the bottom, for each of the days."""
+def stacked_bars(
+    days: Iterable[date], series: Mapping[str, Mapping[date, int]], *, url: Callable[[date], str] = lambda day: ""
+) -> Chart:
+    """Stack the counts of each series, the first at the bottom, for each of the days. ``url`` lists those of a day."""
     rows: list[tuple[date, list[int]]] = [(day, [counts.get(day, 0) for counts in series.values()]) for day in days]
     highest = max(sum(counts) for _, counts in rows)
+    top = round_number(highest)
     bars = [
-        Bar(day=day, x=10 * number, counts=counts, segments=_stack(series, counts, highest))
+        Bar(
+            day=day,
+            by_series=list(zip(series, counts, strict=True)),
+            segments=_stack(series, counts, top),
+            url=url(day) if sum(counts) else "",
+            has_label=number % DAYS_BETWEEN_LABELS == 0,
+        )
         for number, (day, counts) in enumerate(rows)
     ]
-    return Chart(bars=bars, series=list(series), highest=highest, total=sum(bar.count for bar in bars))
+    return Chart(bars=bars, series=list(series), highest=highest, top=top, total=sum(bar.count for bar in bars))
 
 
-def _stack(series: Iterable[str], counts: Iterable[int], highest: int) -> list[Segment]:
-    segments, top = [], 1000
+def round_number(highest: int) -> int:
+    """The smallest of 2, 4, 6, 8, 10, 20, 40, 60, ... that is not below ``highest``."""
+    unit = 1
+    while 10 * unit < highest:
+        unit *= 10
+    return next(step * unit for step in (2, 4, 6, 8, 10) if step * unit >= highest)
+
+
+def _stack(series: Iterable[str], counts: Iterable[int], top: int) -> list[Segment]:
+    segments, y = [], HEIGHT
     for name, count in zip(series, counts, strict=True):
         if count:
-            height = max(round(1000 * count / highest), 10)  # high enough to be visible
-            top -= height
-            segments.append(Segment(series=name, y=max(top, 0), height=height))
+            height = max(round(HEIGHT * count / top), 10)  # high enough to be visible
+            y -= height
+            segments.append(Segment(series=name, y=max(y, 0), height=height))
     return segments

@@ -9,19 +9,21 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from itertools import takewhile
-from statistics import median_low
 from typing import TYPE_CHECKING
 
 from django.apps import apps
 from django.conf import settings
-from django.db.models import Count
+from django.db.models import Count, Min
 from django.db.models.functions import TruncDate
+from django.urls import reverse
 
-from accounts import health
+from accounts import decisions, health
 from accounts.access import why_on_hold
 from accounts.admin.charts import Chart, stacked_bars
-from accounts.models import Account, AccountQuerySet, ExpiryRun, grace_cutoff
+from accounts.admin.findings import Link, links
+from accounts.admin.paths import PathFigures, path_figures
+from accounts.admin.ticks import Tick, last_ticks
+from accounts.models import Account, AccountQuerySet, Decision, ExpiryRun, Notice, grace_cutoff
 
 if TYPE_CHECKING:
     from accounts.admin.schedule import Processes, Schedule
@@ -30,9 +32,6 @@ DAYS = 30
 """The overview shows the runs of the last 30 days and the trials that end within the next 30 days."""
 
 SOON = timedelta(days=7)
-
-SAMPLE = 10_000
-"""Lateness is computed from at most this many accounts of each path, those that expired last."""
 
 
 def ending(*, start: datetime, end: datetime) -> AccountQuerySet:
@@ -70,67 +69,26 @@ def trials(*, now: datetime) -> Trials:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PathFigures:
-    """The runs of one path in the last 30 days. Durations are None when there was nothing to measure."""
-
-    path: ExpiryRun.Path
-    last: ExpiryRun | None
-    """The latest run, however old."""
-    runs: int
-    failed: int
-    """Runs that failed or were interrupted."""
-    refused: int
-    expired: int
-    median_duration: timedelta | None
-    worst_duration: timedelta | None
-    accounts_per_second: float | None
-    """All accounts divided by all seconds of the runs that expired any account."""
-    median_lateness: timedelta | None
-    """The time from an account becoming due to the run that expired it, for the latest 10,000 accounts."""
-    worst_lateness: timedelta | None
-
-
-def path_figures(path: ExpiryRun.Path, ledger: Iterable[ExpiryRun]) -> PathFigures:
-    """Sum up the runs of ``path`` in ``ledger``, which is sorted latest first."""
-    runs = [run for run in ledger if run.path == path]
-    durations = [run.finished - run.started for run in runs if run.finished]
-    worked = [run for run in runs if run.expired_count and run.finished]
-    seconds = sum((run.finished - run.started).total_seconds() for run in worked if run.finished)
-    late = lateness(worked)
-    return PathFigures(
-        path=path,
-        last=runs[0] if runs else ExpiryRun.objects.filter(path=path).order_by("-pk").first(),
-        runs=len(runs),
-        failed=sum(run.status in (ExpiryRun.Status.FAILED, ExpiryRun.Status.INTERRUPTED) for run in runs),
-        refused=sum(run.status == ExpiryRun.Status.REFUSED for run in runs),
-        expired=sum(run.expired_count for run in runs),
-        median_duration=median_low(durations) if durations else None,
-        worst_duration=max(durations, default=None),
-        accounts_per_second=sum(run.expired_count for run in worked) / seconds if seconds else None,
-        median_lateness=median_low(late) if late else None,
-        worst_lateness=max(late, default=None),
-    )
-
-
-def lateness(runs: Iterable[ExpiryRun]) -> list[timedelta]:
-    """The lateness of the accounts of ``runs``, which are sorted latest first; at most ``SAMPLE`` accounts."""
-    cutoffs, found = {}, 0
-    for run in runs:
-        if found < SAMPLE:
-            cutoffs[run.pk] = run.cutoff
-            found += run.expired_count
-    expired = Account.objects.filter(expiry_run__in=cutoffs).values_list("expiry_run", "trial_ends_at")
-    return [cutoffs[run] - ended for run, ended in expired[:SAMPLE]] if cutoffs else []
-
-
 def expired_by_day(ledger: Iterable[ExpiryRun], *, now: datetime) -> Chart:
     """The accounts that each path expired, minus those undone, on each of the last 30 days and today."""
     counts: dict[str, Counter[date]] = {path.value: Counter() for path in ExpiryRun.Path}
+    runs: dict[date, list[str]] = {}
     for run in ledger:
-        counts[run.path][run.as_of.astimezone(UTC).date()] += run.expired_count - run.undone_count
+        day = run.as_of.astimezone(UTC).date()
+        counts[run.path][day] += run.expired_count - run.undone_count
+        if run.expired_count:
+            runs.setdefault(day, []).append(str(run.pk))
     today = now.astimezone(UTC).date()
-    return stacked_bars((today - timedelta(days=ago) for ago in range(DAYS, -1, -1)), counts)
+    return stacked_bars(
+        (today - timedelta(days=ago) for ago in range(DAYS, -1, -1)),
+        counts,
+        url=lambda day: accounts_url(expiry_run__in=",".join(runs[day])),  # served by the index of expired accounts
+    )
+
+
+def accounts_url(**query: object) -> str:
+    """The list of accounts, filtered."""
+    return reverse("admin:accounts_account_changelist", query=query)
 
 
 def ending_by_day(*, now: datetime) -> Chart:
@@ -143,7 +101,36 @@ def ending_by_day(*, now: datetime) -> Chart:
         .order_by()
     )
     days = (midnight.date() + timedelta(days=ahead) for ahead in range(DAYS + 1))
-    return stacked_bars(days, {"trials": dict(counts)})
+    return stacked_bars(
+        days,
+        {"trials": dict(counts)},
+        url=lambda day: accounts_url(
+            status__exact=Account.TRIALING,
+            trial_ends_at__gte=max(now, _midnight(day)).isoformat(),
+            trial_ends_at__lt=_midnight(day + timedelta(days=1)).isoformat(),
+        ),
+    )
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mails:
+    """The mails to customers that are not sent yet."""
+
+    waiting: int
+    oldest: datetime | None
+    """Since when the one waits that waits longest."""
+    given_up: int
+
+
+def mails() -> Mails:
+    """Count the notices, by index."""
+    waiting = Notice.objects.pending().aggregate(count=Count("pk"), oldest=Min("queued"))
+    given_up = Notice.objects.filter(status=Notice.Status.GIVEN_UP).count()
+    return Mails(waiting=waiting["count"], oldest=waiting["oldest"], given_up=given_up)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,13 +138,22 @@ class Overview:
     """Everything on the page."""
 
     now: datetime
-    problems: list[str]
-    """The sentences that ``check_expiry`` reports."""
-    refused: int
-    """The number of runs refused since the last successful run."""
+    findings: list[tuple[health.Finding, list[Link]]]
+    """What ``check_expiry`` reports, problems first, with links."""
+    is_well: bool
+    """Whether trials are being expired, and nothing is wrong."""
+    is_new: bool
+    """Whether no run was ever started."""
+    pause: Decision | None
+    """The pause in force."""
+    allowance: Decision | None
+    """The allowance that waits for a run."""
     on_hold: str
     """Why accounts whose trial is over still have access; empty when they do not."""
     trials: Trials
+    mails: Mails | None
+    """None when TRIAL_NOTICES is off."""
+    ticks: list[Tick]
     has_beat: bool
     """Whether django_celery_beat is installed. Without it the page does not mention Celery."""
     schedule: "Schedule | None"
@@ -171,15 +167,20 @@ class Overview:
 def collect(*, now: datetime) -> Overview:
     """Compute every figure of the overview, as of ``now``."""
     ledger = list(ExpiryRun.objects.filter(as_of__gt=now - timedelta(days=DAYS)).order_by("-pk"))
-    unsuccessful = takewhile(lambda run: run.status != ExpiryRun.Status.SUCCEEDED, ledger)
+    found = health.check(now=now, max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS))
     has_beat = apps.is_installed("django_celery_beat")
     schedule, processes = celery(now=now) if has_beat else (None, None)
     return Overview(
         now=now,
-        problems=health.problems(now=now, max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS)),
-        refused=sum(run.status == ExpiryRun.Status.REFUSED for run in unsuccessful),
+        findings=[(finding, links(finding)) for finding in found.problems + found.notes],
+        is_well=found.is_well,
+        is_new=any(finding.row == "new" for finding in found.findings),
+        pause=decisions.paused(now=now),
+        allowance=decisions.allowance(now=now),
         on_hold=why_on_hold(now),
         trials=trials(now=now),
+        mails=mails() if settings.TRIAL_NOTICES else None,
+        ticks=last_ticks(now=now),
         has_beat=has_beat,
         schedule=schedule,
         processes=processes,

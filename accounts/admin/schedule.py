@@ -59,6 +59,8 @@ class Processes:
 
 
 PING_SECONDS = 0.5
+# For a broker that is down, a page waits at most twice: for a connection, and for an answer.
+SHORT = {"socket_connect_timeout": PING_SECONDS, "socket_timeout": PING_SECONDS, "max_retries": 0}
 
 
 def processes() -> Processes:
@@ -66,11 +68,21 @@ def processes() -> Processes:
     return cache.get_or_set("accounts.admin.processes", _ping, 15) or Processes(broker=False)
 
 
-def _ping() -> Processes:
-    # For a broker that is down, a page waits at most twice: for a connection, and for an answer.
-    short = {"socket_connect_timeout": PING_SECONDS, "socket_timeout": PING_SECONDS, "max_retries": 0}
+def send_to_worker() -> bool:
+    """Send the task that expires trials; False when the broker does not take it."""
     try:
-        with current_app.connection_for_write(transport_options=short) as broker:
+        with current_app.connection_for_write(transport_options=SHORT) as broker:
+            current_app.send_task(
+                tasks.expire_trials.name, connection=broker, retry=False, expires=tasks.TICK_SECONDS, ignore_result=True
+            )
+    except Exception:  # the run is then done without Celery
+        return False
+    return True
+
+
+def _ping() -> Processes:
+    try:
+        with current_app.connection_for_write(transport_options=SHORT) as broker:
             answers = current_app.control.ping(timeout=PING_SECONDS, connection=broker)
     except Exception:  # the page must be shown whatever is wrong with the broker or its URL
         return Processes(broker=False)

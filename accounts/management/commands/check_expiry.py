@@ -13,8 +13,9 @@ from accounts.management.base import TrialCommand
 
 class Command(TrialCommand):
     help = (
-        "Check that trials are being expired, by whichever path: a run succeeded recently, and no account is long "
-        "overdue. Exit codes: 0 healthy, 1 unhealthy (with the reason), 2 bad input. /health/expiry/ is the same check."
+        "Check that trials are being expired, by whichever path: a run succeeded recently, no account is long overdue, "
+        "and mails are sent where they are on. Exit codes: 0 healthy, 1 unhealthy (a line for each problem), 2 bad "
+        "input. /health/expiry/ is the same check."
     )
     work = "check"
     lasting = "It changed nothing."
@@ -29,7 +30,8 @@ class Command(TrialCommand):
         )
 
     def handle(self, *args: Any, max_age: float, **options: Any) -> None:
-        found = health.problems(now=ledger.database_now(), max_age=timedelta(hours=max_age))
-        if found:
-            raise CommandError(" ".join(found))
-        self.stdout.write(f"Trials are being expired: {health.last_success()}.")
+        found = health.check(now=ledger.database_now(), max_age=timedelta(hours=max_age))
+        told = "\n".join(found.lines)
+        if found.problems:
+            raise CommandError(told)
+        self.stdout.write(told)

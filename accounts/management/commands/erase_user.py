@@ -42,8 +42,8 @@ class Command(TrialCommand):
         accounts = ", ".join(str(account) for account in found.accounts) or "no account"
         self.stdout.write(
             f"User {user.pk} ({user.get_username()}): {accounts}; {found.notices.count()} notice(s); "
-            f"named in {found.log.count() if found.log is not None else 0} entries of the admin's log "
-            f"and as the one who undid {found.undone.count()} run(s)."
+            f"named in {found.log.count() if found.log is not None else 0} entries of the admin's log, "
+            f"as the one who undid {found.undone.count()} run(s) and in {found.decisions.count()} decision(s)."
         )
 
 

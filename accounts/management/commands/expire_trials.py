@@ -1,5 +1,6 @@
 """``./manage.py expire_trials``: the command for ``accounts.services.expire_trials``."""
 
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from accounts import ledger, services
+from accounts import decisions, ledger, ping, services
 from accounts.management import options as types
 from accounts.management.base import BAD_INPUT, TrialCommand
 from accounts.models import Account, ExpiryRun
@@ -46,6 +47,11 @@ class Command(TrialCommand):
             help="Do nothing if a run succeeded within the last HOURS: for a cron line as the fallback for Celery.",
         )
 
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        """Run the command and, unless it is a dry run, tell the monitor of ``TRIAL_PING_URL``."""
+        with nullcontext() if options.get("dry_run") else ping.around_command():
+            return super().execute(*args, **options)
+
     def handle(
         self,
         *args: Any,
@@ -67,24 +73,33 @@ class Command(TrialCommand):
             return
         self.say("Search for old trial accounts...")
         if dry_run:
-            self.say_what_would_happen(now, limit=services.fuse_limit(max_accounts))
+            self.say_what_would_happen(now, clock, limit=services.fuse_limit(max_accounts))
             return
-        with self.progress() as after_slice:
-            run = services.expire_trials(
-                path=ExpiryRun.Path.COMMAND,
-                now=now,
-                batch_size=batch_size,
-                max_accounts=max_accounts,
-                run_slices=partial(services.run_here, after_slice=after_slice, jobs=jobs),
-            )
+        try:
+            with self.progress() as after_slice:
+                run = services.expire_trials(
+                    path=ExpiryRun.Path.COMMAND,
+                    now=now,
+                    batch_size=batch_size,
+                    max_accounts=max_accounts,
+                    run_slices=partial(services.run_here, after_slice=after_slice, jobs=jobs),
+                )
+        except services.RunPaused as paused:  # no failure: cron would mail it every hour
+            self.say(str(paused))
+            return
         if run.status == ExpiryRun.Status.UNDONE:
             raise CommandError(f"Run {run.pk} was undone by {run.undone_by} while it was running.")
         self.say(f"Expired {run.expired_count} trial(s)")
         took = f"{run.slice_count} slice(s), the longest {run.longest_slice.total_seconds():.3f} s"
         self.say(f"Run {run.pk}: {run.due_count} due as of {moment(run.as_of, seconds=True)}, {took}", verbosity=2)
 
-    def say_what_would_happen(self, now: datetime, *, limit: int | None) -> None:
+    def say_what_would_happen(self, now: datetime, clock: datetime, *, limit: int | None) -> None:
         due = Account.objects.due(now).count()
         self.say(f"Would expire {due} trial(s)")
         if limit is not None and due > limit:
-            self.say(f"Would be refused: at most {limit} may expire in one run.")
+            if decisions.allowance(now=clock, due=due):
+                self.say(f"More than {limit} may not expire in one run, but an operator allowed it once.")
+            else:
+                self.say(f"Would be refused: at most {limit} may expire in one run.")
+        if pause := decisions.paused(now=clock):
+            self.say(f"Would change nothing now. {decisions.in_words(pause)}")
