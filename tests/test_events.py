@@ -10,7 +10,7 @@ from django.db import DatabaseError, models
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from accounts import services
+from accounts import events, services
 from accounts.models import Account, AccountEvent, ExpiryRun
 from accounts.slices import plan
 from sandbox.servers import wait_for
@@ -24,9 +24,13 @@ pytestmark = pytest.mark.django_db
 def recorded() -> list[Any]:
     """Account, kind, actor, status before, run, and the days by which the end moved, of each event."""
     return [
-        (e.account_id, e.kind, e.by, e.status_before, e.run_id, e.ends_after and (e.ends_after - e.ends_before) / DAY)
-        for e in AccountEvent.objects.order_by("pk")
+        (event.account_id, event.kind, event.by, event.status_before, event.run_id, moved(event))
+        for event in AccountEvent.objects.order_by("pk")
     ]
+
+
+def moved(event: AccountEvent) -> float | None:
+    return (event.ends_after - event.ends_before) / DAY if event.ends_after and event.ends_before else None
 
 
 def test_each_change_of_an_account_is_one_event_with_what_was_before(now: datetime) -> None:
@@ -175,8 +179,8 @@ def test_an_account_set_free_between_lock_and_update_is_left_out(
         other.rollback()
         return count
 
-    record = services.events.record
-    monkeypatch.setattr(services.events, "record", record_and_set_free)
+    record: Callable[..., int] = events.record
+    monkeypatch.setattr(events, "record", record_and_set_free)
 
     assert services.undo_run(run=run, now=now, by="ann") == len(recorded()) == 2
     assert Account.objects.get(status=Account.TRIAL_EXPIRED).pk == held
@@ -196,9 +200,9 @@ def test_a_payment_that_waits_for_an_undo_records_what_the_undo_left(
         other.execute("SELECT FROM accounts_expiryrun FOR UPDATE")
         return record(*arguments, **options)
 
-    record = services.events.record
+    record: Callable[..., int] = events.record
     with monkeypatch.context() as patch:
-        patch.setattr(services.events, "record", lock_the_ledger)
+        patch.setattr(events, "record", lock_the_ledger)
         with meanwhile(lambda: services.undo_run(run=run, now=now, by="ann")) as undone:
             wait_until_blocked('UPDATE "accounts_expiryrun"')
             patch.undo()
@@ -238,7 +242,7 @@ def test_payments_extensions_and_undos_at_once_leave_true_events(now: datetime) 
         return services.undo_run(run=run, now=now, by="ann", batch_size=11)
 
     with (
-        meanwhile(partial(services.run_in_turn, run, slices)),
+        meanwhile(partial(services.run_here, run, slices)),
         meanwhile(undo_once_it_began) as undone,
         meanwhile(change_some),
     ):
