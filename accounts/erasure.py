@@ -1,4 +1,4 @@
-"""Erase a person: the user with the account and its notices, and the name in the ledger and the admin's log."""
+"""Erase a person: the user with the account, its notices and events, and the name in the ledger and the admin's log."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,7 +8,8 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import transaction
 from django.db.models import QuerySet
 
-from accounts.models import Account, Decision, ExpiryRun, Notice
+from accounts.events import admin_user
+from accounts.models import Account, AccountEvent, Decision, ExpiryRun, Notice
 
 if TYPE_CHECKING:
     from django.contrib.admin.models import LogEntry
@@ -26,6 +27,8 @@ class Traces:
     """Decisions about runs: the history stores the user name."""
     undone: QuerySet[ExpiryRun]
     """Runs that the person undid: the ledger stores the user name."""
+    events: QuerySet[AccountEvent]
+    """Changes of other accounts that the person asked for. Reads all events, because no index has the name."""
     log: "QuerySet[LogEntry] | None"
     """The admin's log entries about the person; None when the admin is not installed."""
 
@@ -37,6 +40,9 @@ def traces(*, user: AbstractBaseUser) -> Traces:
         notices=Notice.objects.filter(account__user=user.pk),
         decisions=Decision.objects.filter(by=user.get_username()),
         undone=ExpiryRun.objects.filter(undone_by=user.get_username()),
+        events=AccountEvent.objects.filter(by__in=[user.get_username(), admin_user(user)]).exclude(
+            account__user=user.pk
+        ),
         log=_log_entries(user) if apps.is_installed("django.contrib.admin") else None,
     )
 
@@ -49,7 +55,9 @@ def _log_entries(user: AbstractBaseUser) -> "QuerySet[LogEntry]":
 
 
 def erase(*, user: AbstractBaseUser) -> None:
-    """Delete the user, the account and its notices; the name in the admin's log and in the ledger becomes "(erased)".
+    """Delete the user, the account, its notices and events; the name elsewhere becomes "(erased)".
+
+    That is in the events of other accounts, in the ledger and in the admin's log.
 
     The counts of runs stay: the ledger counts a deleted account like one that was extended since. Log entries about
     what the user did in the admin are deleted with the user.
@@ -58,6 +66,7 @@ def erase(*, user: AbstractBaseUser) -> None:
         found = traces(user=user)
         found.decisions.update(by=ERASED)
         found.undone.update(undone_by=ERASED)
+        found.events.update(by=ERASED)
         if found.log is not None:
             found.log.update(object_repr=ERASED, change_message="")
         user.delete()

@@ -1,4 +1,4 @@
-"""The models: accounts with a trial, the runs that expired them, mails about the trial, and operators' decisions.
+"""The models: accounts with a trial, their events, the runs that expired them, mails, and operators' decisions.
 
 Change accounts through ``accounts.services``; ``accounts.delivery`` sends the mails.
 """
@@ -293,6 +293,60 @@ class Account(models.Model):
     def default_trial_ends_at(self) -> datetime:
         """``TRIAL_DAYS`` after creation."""
         return self.created + timedelta(days=settings.TRIAL_DAYS)
+
+
+class AccountEvent(models.Model):
+    """One change of an account by a service, and what the account was before. Rows are added and never changed.
+
+    They are written in the transaction of the change. A run writes none: the account points to the run that expired it
+    and, once that pointer was cleared, the event that cleared it has it in ``run``. So the events in the order of their
+    keys, and the account's own pointer, are the whole history. Events are deleted with their account.
+    """
+
+    class Kind(models.TextChoices):
+        """The change."""
+
+        ACTIVATED = "activated"
+        EXTENDED = "extended"
+        CANCELED = "canceled", "Cancelled"
+        UNDONE = "undone", "Put back on trial"
+
+    account = models.ForeignKey(Account, on_delete=models.CASCADE, related_name="events")
+    kind = models.CharField(max_length=9, choices=Kind)
+    at = models.DateTimeField(db_default=Now())
+    by = models.CharField(max_length=255, blank=True, help_text="Who asked for it. Empty: a call of the service.")
+    status_before = models.CharField(max_length=13, choices=Account.Status)
+    run = models.ForeignKey(
+        ExpiryRun,
+        on_delete=models.PROTECT,
+        related_name="events",
+        null=True,
+        blank=True,
+        db_index=False,  # the partial index below is smaller
+        db_constraint=False,  # copied from Account.expiry_run, where the reason is
+        help_text="The run that had expired the account before.",
+    )
+    ends_before = models.DateTimeField(null=True, blank=True, help_text="The end of the trial before, if it changed.")
+    ends_after = models.DateTimeField(null=True, blank=True, help_text="The end of the trial after, if it changed.")
+
+    class Meta:
+        indexes: ClassVar = [
+            # Serves the accounts that an undo put back, and the protection of the run.
+            models.Index(fields=["run"], condition=Q(run__isnull=False), name="accounts_event_run"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(kind__in=["activated", "extended", "canceled", "undone"]), name="accounts_event_kind_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(ends_before__isnull=False, ends_after__isnull=False)
+                | (Q(ends_before=None, ends_after=None) & ~Q(kind="extended")),
+                name="accounts_event_ends_both_or_none",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"event {self.pk}, account {self.account_id} {self.kind}"
 
 
 class NoticeQuerySet(models.QuerySet["Notice"]):

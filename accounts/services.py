@@ -1,7 +1,8 @@
 """The services that change accounts: expire trials, undo a run, and activate, extend or cancel one account.
 
-Every service is one conditional ``UPDATE`` (a run and its undo: one for each slice), so the state of the row at that
-moment decides, never what was read before. Celery and the command line call this module; it imports neither.
+Every service is a conditional ``UPDATE`` (a run and its undo: one for each slice), so the state of the row at that
+moment decides, never what was read before. All but a run add an ``AccountEvent`` in the same transaction. Celery and
+the command line call this module; it imports neither.
 """
 
 import logging
@@ -13,16 +14,18 @@ from functools import partial
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import F, Value
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
-from accounts import decisions, ledger
+from accounts import decisions, events, ledger
 from accounts.log import Fields
 from accounts.models import (
     CLOCKS_MAY_DIFFER,
     LATEST_END,
     Account,
+    AccountEvent,
     AccountQuerySet,
     Decision,
     ExpiryRun,
@@ -256,7 +259,7 @@ def undo_run(
 
     Args:
         now: the moment an extension is counted from, with a time zone.
-        by: who undoes the run; at most 255 characters. The ledger keeps the first one.
+        by: who undoes the run; at most 255 characters. The ledger keeps the first one, each account's event its own.
         extend_days: extend the trials by this many days, counted from their end or from ``now``, whichever is later.
             Without it the next run expires most of the accounts again.
         batch_size: accounts in a slice, 1 or more.
@@ -269,8 +272,7 @@ def undo_run(
         DatabaseError: a slice failed after its retries, and changed nothing; the others are done.
     """
     _require_at_least_one(batch_size=batch_size, jobs=jobs)
-    if len(by) > 255:
-        raise ValueError(f"by must be at most 255 characters, got {len(by)}.")
+    _require_short(by)
     values = _back_on_trial(extend_days, now)
     started = time.monotonic()
     ledger.mark_undone(run, by=by)
@@ -278,6 +280,7 @@ def undo_run(
     undo = Change(
         rows=_can_be_extended(Account.objects.still_expired_by(run), extend_days),
         values=values,
+        before=partial(events.record, kind=AccountEvent.Kind.UNDONE, by=by, ends=values.get("trial_ends_at")),
         count=lambda undone, _: ledger.count_undone(run, undone),
         log=partial(ledger.log_slice, run),
     )
@@ -290,39 +293,54 @@ def undo_run(
     return undone
 
 
-def activate(*, account_id: Any) -> bool:
-    """Make a trialing or expired account active, after a payment. False when it was neither."""
-    return _change(account_id, Account.TRIALING, Account.TRIAL_EXPIRED, status=Account.ACTIVE)
+ALLOWED = {
+    AccountEvent.Kind.ACTIVATED: [Account.TRIALING, Account.TRIAL_EXPIRED],
+    AccountEvent.Kind.EXTENDED: [Account.TRIALING, Account.TRIAL_EXPIRED],
+    AccountEvent.Kind.CANCELED: [Account.TRIALING, Account.TRIAL_EXPIRED, Account.ACTIVE, Account.PAST_DUE],
+}
+"""The statuses in which an account can be activated, extended or cancelled."""
 
 
-def extend_trial(*, account_id: Any, days: int, now: datetime) -> bool:
+def activate(*, account_id: Any, by: str = "") -> bool:
+    """Make a trialing or expired account active, after a payment. False when it was neither.
+
+    Args:
+        by: who asked for it, for the account's events; at most 255 characters. Empty: a call of the service.
+    """
+    return _change(account_id, AccountEvent.Kind.ACTIVATED, by, {"status": Account.ACTIVE})
+
+
+def extend_trial(*, account_id: Any, days: int, now: datetime, by: str = "") -> bool:
     """Extend a trial by ``days``, counted from its end or from ``now``, whichever is later.
 
     Also puts an expired account back on trial. False when the account was neither trialing nor expired, or when its
-    trial would end after the year 9999.
+    trial would end after the year 9999. ``by`` is that of ``activate``.
 
     Raises:
         ValueError: ``days`` is below 1 or above ``LONGEST_EXTENSION``, or ``now`` is naive.
     """
-    values = _back_on_trial(days, now)
-    on_trial = Account.objects.filter(pk=account_id, status__in=[Account.TRIALING, Account.TRIAL_EXPIRED])
-    return _can_be_extended(on_trial, days).update(**values) == 1
+    return _change(account_id, AccountEvent.Kind.EXTENDED, by, _back_on_trial(days, now), extend_days=days)
 
 
-def cancel(*, account_id: Any) -> bool:
-    """Cancel a trialing, expired, active or past-due account. False when it was in another status."""
-    return _change(
-        account_id,
-        Account.TRIALING,
-        Account.TRIAL_EXPIRED,
-        Account.ACTIVE,
-        Account.PAST_DUE,
-        status=Account.CANCELED,
-    )
+def cancel(*, account_id: Any, by: str = "") -> bool:
+    """Cancel a trialing, expired, active or past-due account. False when it was in another status.
+
+    ``by`` is that of ``activate``.
+    """
+    return _change(account_id, AccountEvent.Kind.CANCELED, by, {"status": Account.CANCELED})
 
 
-def _change(account_id: Any, *from_statuses: Account.Status, **to: Any) -> bool:
-    return Account.objects.filter(pk=account_id, status__in=from_statuses).update(**to) == 1
+def _change(
+    account_id: Any, kind: AccountEvent.Kind, by: str, values: dict[str, Any], *, extend_days: int | None = None
+) -> bool:
+    _require_short(by)
+    account = _can_be_extended(Account.objects.filter(pk=account_id, status__in=ALLOWED[kind]), extend_days)
+    # Two statements, four round trips of which the row is locked during the last three.
+    with transaction.atomic(savepoint=False):
+        if not events.record(account, kind=kind, by=by, ends=values.get("trial_ends_at")):
+            return False
+        account.update(**values)
+    return True
 
 
 def _back_on_trial(extend_days: int | None, now: datetime) -> dict[str, Any]:
@@ -343,6 +361,11 @@ def _can_be_extended(accounts: AccountQuerySet, days: int | None) -> AccountQuer
 def _require_time_zone(now: datetime) -> None:
     if timezone.is_naive(now):
         raise ValueError(f"now must have a time zone, got {now!r}.")
+
+
+def _require_short(by: str) -> None:
+    if len(by) > 255:
+        raise ValueError(f"by must be at most 255 characters, got {len(by)}.")
 
 
 def _require_at_least_one(**numbers: int | None) -> None:

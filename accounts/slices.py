@@ -85,6 +85,9 @@ class Change:
     count: Callable[[int, timedelta], bool]
     """Called last in the same transaction with the number of rows and how long they have been locked. When it returns
     False, the slice is rolled back."""
+    before: Callable[[QuerySet[Any]], object] = lambda rows: None
+    """Called first in the same transaction with the rows that will change. It must lock them, and no row may start to
+    qualify afterwards, so that the UPDATE changes the same rows."""
     log: Callable[..., None] = log_plainly
     """Called with a level, an event name and fields when a slice is retried or fails."""
 
@@ -163,8 +166,9 @@ class Change:
                 with connection.cursor() as cursor:
                     cursor.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
             if skip_locked:  # takes 2.8 times as long, so only when it is needed
-                locked = rows.select_for_update(skip_locked=True).values("pk")
-                rows = rows.model._default_manager.filter(pk__in=locked)
+                locked = rows.select_for_update(skip_locked=True).values_list("pk", flat=True)
+                rows = rows.model._default_manager.filter(pk__in=list(locked))
+            self.before(rows)
             changed = rows.update(**self.values)
             # Last, because concurrent slices wait for each other's row lock here, until the commit.
             if not self.count(changed, timedelta(seconds=time.monotonic() - started)):

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from html import unescape
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
 from django.contrib.messages import get_messages
@@ -14,15 +16,16 @@ from django.db.models import Model
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from django.utils.html import strip_tags
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from pytest_django import DjangoAssertNumQueries
 
 from accounts import services
 from accounts.admin.accounts import AccountAdmin
 from accounts.admin.lists import CappedPaginator
-from accounts.models import Account, ExpiryRun, Notice
+from accounts.models import Account, AccountEvent, ExpiryRun, Notice
 from accounts.words import NOTHING
-from tests.factories import AccountFactory, NoticeFactory, UserFactory, fill_tables
+from tests.factories import AccountFactory, NoticeFactory, fill_tables
 from tests.runs import DAY
 from users.models import User
 
@@ -54,7 +57,7 @@ def staff() -> Staff:
     """A client, logged in as a user with only these permissions."""
 
     def log_in(*permissions: str) -> Client:
-        user: User = UserFactory.create(username="support", is_staff=True)
+        user, _ = User.objects.get_or_create(username="support", is_staff=True)
         user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
         client = Client()
         client.force_login(user)
@@ -70,9 +73,19 @@ def shown(client: Client, **query: Any) -> set[int]:
 
 
 def act(client: Client, action: str, accounts: Sequence[Account], days: object = 14, **more: Any) -> list[str]:
-    """Post an action of the list of accounts; returns the messages of the page."""
-    chosen = {"_selected_action": [account.pk for account in accounts], "action": action, "days": days, "index": 0}
-    return [str(message) for message in get_messages(client.post(ACCOUNTS, {**chosen, **more}).wsgi_request)]
+    """Post an action on accounts, confirmed as by the page that asks; returns the messages of the page."""
+    form = {**selected(accounts, action), "days": days, "confirmed": "yes", **more}
+    return [str(message) for message in get_messages(client.post(ACCOUNTS, form).wsgi_request)]
+
+
+def selected(accounts: Sequence[Account], action: str) -> dict[str, Any]:
+    """What the list of accounts posts."""
+    return {"_selected_action": [account.pk for account in accounts], "action": action}
+
+
+def text(answer: Any) -> str:
+    """The content in one line, without tags."""
+    return unescape(" ".join(strip_tags(answer.content.decode()).split()))
 
 
 # --- Lists and pages ---
@@ -99,6 +112,44 @@ def test_support_finds_an_account_by_e_mail_and_sees_which_run_expired_it(admin_
 
     assert shown(admin_client, q=expired.user.email.upper()) == {expired.pk}
     assert f'<a href="{RUNS}{run.pk}/change/">run {run.pk}</a>' in page
+
+
+def test_a_search_finds_the_beginning_of_an_address_or_a_name(admin_client: Client) -> None:
+    anna, annabel, bob = (
+        AccountFactory.create(user__email=f"{name}@example.com", user__first_name=first, user__last_name=last).pk
+        for name, first, last in (
+            ("a.schmidt", "Anna", "Schmidt"),
+            ("annabel", "Annabel", "Berg"),
+            ("bob", "Bob", "Ann"),
+        )
+    )
+
+    found = {
+        words: shown(admin_client, q=words) for words in ("ann", "ANNA", "A.Sch", "anna sch", "schmidt anna", "nna")
+    }
+
+    assert found == {
+        "ann": {anna, annabel, bob},
+        "ANNA": {anna, annabel},
+        "A.Sch": {anna},
+        "anna sch": {anna},
+        "schmidt anna": {anna},
+        "nna": set(),
+    }
+
+
+@pytest.mark.parametrize("path", [ACCOUNTS, NOTICES, "/admin/users/user/"])
+def test_a_search_that_finds_nothing_says_what_it_looks_for(admin_client: Client, path: str) -> None:
+    page = text(admin_client.get(path, {"q": "<nobody>"}))
+
+    assert "Nothing found for “<nobody>”. The search looks for: the beginning of an e-mail address or a name" in page
+
+
+def test_the_overview_has_the_search_of_accounts(admin_client: Client) -> None:
+    page = admin_client.get("/admin/").content.decode()
+
+    assert f'<form class="find" method="get" action="{ACCOUNTS}" role="search">' in page
+    assert '<input type="search" name="q"' in page
 
 
 @pytest.mark.parametrize("model", ["account", "expiryrun", "notice"])
@@ -242,7 +293,7 @@ def test_extending_lets_trials_end_later_and_brings_expired_accounts_back(admin_
 
     said = act(admin_client, "extend", expired, days=10)
 
-    assert said == ["3 of 3 accounts extended by 10 days."]
+    assert said == ["3 accounts were extended by 10 days."]
     assert {account.status for account in Account.objects.all()} == {"trialing"}
     ends = Account.objects.earliest("trial_ends_at").trial_ends_at
     assert timedelta(0) <= timezone.now() + 10 * DAY - ends < timedelta(minutes=5)
@@ -259,19 +310,68 @@ def test_actions_go_through_the_service_and_tell_what_it_refused(
 
     said = act(admin_client, action, [willing, exempt])
 
-    assert said == [f"1 of 2 accounts {done}.", "1 left as they were: their status does not allow it."]
+    assert said == [f"1 account was {done}.", f"1 account was not {done}: its status does not allow it."]
     assert [Account.objects.get(pk=account.pk).status for account in (willing, exempt)] == [status, "exempt"]
 
 
-def test_each_changed_account_has_an_entry_in_its_history(staff: Staff, now: datetime) -> None:
-    changed = AccountFactory.create(status=Account.TRIAL_EXPIRED)
-    refused = AccountFactory.create(status=Account.BETA)
+def test_the_actor_of_an_action_is_on_record_and_the_history_is_the_page(staff: Staff, now: datetime) -> None:
+    account = AccountFactory.create(status=Account.TRIAL_EXPIRED)
+    client = staff("view_account", "change_account")
 
-    act(staff("view_account", "change_account"), "extend", [changed, refused], days=7)
+    act(client, "extend", [account], days=7)
 
-    entry = LogEntry.objects.get()
-    assert (entry.user.get_username(), entry.object_id) == ("support", str(changed.pk))
-    assert entry.get_change_message() == "Extended by 7 days; was trial expired."
+    event = AccountEvent.objects.get()
+    assert (event.account, event.by, event.status_before) == (account, "admin user support", "trial_expired")
+    page = f"{ACCOUNTS}{account.pk}/change/"
+    assert client.get(f"{ACCOUNTS}{account.pk}/history/").headers["Location"] == page
+    assert "Extended by admin user support; was trial expired." in text(client.get(page))
+
+
+@pytest.mark.parametrize("action", ["extend", "activate", "cancel"])
+def test_a_list_s_action_says_how_many_and_what_and_changes_nothing_yet(admin_client: Client, action: str) -> None:
+    willing = AccountFactory.create_batch(21)
+    exempt = AccountFactory.create(status=Account.EXEMPT)
+
+    answer = admin_client.post(ACCOUNTS, {**selected([*willing, exempt], action), "index": 0})
+
+    page, done = text(answer), {"cancel": "cancelled"}.get(action, f"{action.removesuffix('e')}ed")
+    assert f"21 accounts will be {done}." in page
+    assert f"Will be {done}: 21 accounts" in page
+    assert "and 1 more account" in page
+    assert "Stay as they are, because their status does not allow this: 1 account" in page
+    assert f"{exempt.user.email} Exempt" in page
+    assert f'value="Yes, {action} 21 accounts"' in answer.content.decode()
+    assert Account.objects.filter(status=Account.TRIALING).count() == 21
+    assert not AccountEvent.objects.exists()
+
+
+def test_what_the_page_that_asks_shows_is_what_it_posts(admin_client: Client) -> None:
+    accounts = AccountFactory.create_batch(3)
+    filtered = f"{ACCOUNTS}?status__exact=trialing"
+    page = admin_client.post(filtered, {**selected(accounts[:1], "cancel"), "index": 0, "select_across": 1})
+
+    form = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page.content.decode())
+    keys = [int(value) for name, value in form if name == "_selected_action"]
+    answer = admin_client.post(ACCOUNTS, {**{name: unescape(value) for name, value in form}, "_selected_action": keys})
+
+    assert Account.objects.filter(status=Account.CANCELED).count() == len(keys) == 3
+    assert answer.headers["Location"] == filtered
+
+
+def test_accounts_that_cannot_be_changed_are_told_without_a_question(admin_client: Client) -> None:
+    exempt = AccountFactory.create(status=Account.EXEMPT)
+
+    page = text(admin_client.post(ACCOUNTS, {**selected([exempt], "cancel"), "index": 0}))
+
+    assert "The status of 1 selected account does not allow this. Nothing was changed." in page
+    assert "Yes, cancel" not in page
+
+
+@pytest.mark.parametrize("where", ["https://elsewhere.example/", "//elsewhere.example/", "javascript:alert(1)"])
+def test_an_action_never_leads_to_another_site(admin_client: Client, where: str) -> None:
+    form = {**selected([AccountFactory.create()], "activate"), "confirmed": "yes", "next": where}
+
+    assert admin_client.post(ACCOUNTS, form).headers["Location"] == ACCOUNTS
 
 
 @pytest.mark.parametrize("action", ["extend", "activate", "cancel"])
@@ -279,21 +379,35 @@ def test_whoever_may_only_look_is_offered_no_action_and_can_take_none(staff: Sta
     account = AccountFactory.create()
     client = staff("view_account")
 
-    assert 'name="action"' not in client.get(ACCOUNTS).content.decode()
+    for page in (ACCOUNTS, f"{ACCOUNTS}{account.pk}/change/"):
+        assert 'name="action"' not in client.get(page).content.decode()
     act(client, action, [account])
     account.refresh_from_db()
-    assert (account.status, LogEntry.objects.count()) == ("trialing", 0)
+    assert (account.status, AccountEvent.objects.count()) == ("trialing", 0)
 
 
-@pytest.mark.parametrize("days", ["", "0", "-3", "1.5", "3651", "x"])
-def test_a_senseless_number_of_days_extends_nothing(admin_client: Client, days: str) -> None:
-    account = AccountFactory.create()
-    before = account.trial_ends_at
+@pytest.mark.parametrize(
+    ("days", "wrong"),
+    [
+        ("", "This field is required."),
+        ("0", "Ensure this value is greater than or equal to 1."),
+        ("1.5", "Enter a whole number."),
+        ("3651", "Ensure this value is less than or equal to 3650."),
+    ],
+)
+def test_a_wrong_number_of_days_keeps_the_selection_and_says_what_is_wrong(
+    admin_client: Client, days: str, wrong: str
+) -> None:
+    accounts = AccountFactory.create_batch(2)
+    before = [account.trial_ends_at for account in accounts]
 
-    act(admin_client, "extend", [account], days=days)
+    answer = admin_client.post(ACCOUNTS, {**selected(accounts, "extend"), "days": days, "confirmed": "yes"})
 
-    account.refresh_from_db()
-    assert account.trial_ends_at == before
+    page = answer.content.decode()
+    assert wrong in page
+    assert "Nothing was changed yet." in page
+    assert [f'name="_selected_action" value="{account.pk}"' in page for account in accounts] == [True, True]
+    assert [Account.objects.get(pk=account.pk).trial_ends_at for account in accounts] == before
 
 
 def test_an_action_refuses_more_accounts_than_a_request_can_take(
@@ -306,6 +420,54 @@ def test_an_action_refuses_more_accounts_than_a_request_can_take(
 
     assert said == ["More than 2 accounts are selected. Nothing was changed: select fewer."]
     assert Account.objects.filter(status=Account.TRIALING).count() == 3
+
+
+def test_the_most_accounts_that_an_action_takes_fit_into_its_request() -> None:
+    assert AccountAdmin.ACTION_LIMIT + 10 < settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
+
+
+# --- The page of an account ---
+
+
+def test_the_page_of_an_account_offers_what_its_status_allows_and_comes_back(admin_client: Client) -> None:
+    account = AccountFactory.create()
+    page = f"{ACCOUNTS}{account.pk}/change/"
+    buttons = ('value="extend"', 'value="activate"', 'value="cancel"')
+
+    answer = admin_client.post(ACCOUNTS, {**selected([account], "activate"), "confirmed": "yes", "next": page})
+
+    assert answer.headers["Location"] == page
+    assert [button in admin_client.get(page).content.decode() for button in buttons] == [False, False, True]
+    services.cancel(account_id=account.pk)
+    assert not any(button in admin_client.get(page).content.decode() for button in buttons)
+
+
+def test_links_and_mails_are_shown_to_those_who_may_see_them(staff: Staff, run: ExpiryRun, now: datetime) -> None:
+    account = run.accounts.latest("pk")
+    NoticeFactory.create(account=account, kind=Notice.Kind.ENDED, days_before=0, next_attempt=now)
+    page = f"{ACCOUNTS}{account.pk}/change/"
+    client = staff("view_account")
+
+    shown = client.get(page).content.decode()
+    assert f"by run {run.pk}:" in shown
+    assert "Mail “" not in shown
+    assert "Mails are not shown: this needs the permission to view notices." in shown
+
+    client = staff("view_account", "view_expiryrun", "view_notice")
+    shown = client.get(page).content.decode()
+    assert f'by <a href="{RUNS}{run.pk}/change/">run {run.pk}</a>:' in shown
+    assert "Mail “Trial ended”: waiting" in shown
+    assert f"Your {settings.SITE_NAME} trial has ended" in shown
+
+
+def test_an_undo_leads_to_the_accounts_that_it_put_back(admin_client: Client, run: ExpiryRun, now: datetime) -> None:
+    returned = set(run.accounts.values_list("pk", flat=True))
+    services.undo_run(run=run, now=now, by="ann")
+    services.activate(account_id=min(returned))
+
+    assert f"{ACCOUNTS}?returned_from={run.pk}" in admin_client.get(f"{RUNS}{run.pk}/change/").content.decode()
+    assert shown(admin_client, returned_from=run.pk) == returned
+    assert admin_client.get(ACCOUNTS, {"returned_from": "x"}).status_code == 302
 
 
 # --- Undo ---
@@ -536,7 +698,7 @@ def test_no_list_of_accounts_reads_the_whole_table(
     ExpiryRun.objects.update(as_of=timezone.now())
     monkeypatch.setattr(CappedPaginator, "LIMIT", 1000)  # 20,000 rows stand for millions
     fill_tables(20_000)
-    lists = [{}, {"p": "5"}, {"q": "Filler77@example.com"}, {"expiry_run": str(run.pk)}]
+    lists = [{}, {"p": "5"}, {"q": "Filler777"}, {"q": "nobody"}, {"expiry_run": str(run.pk)}, {"returned_from": "7"}]
     lists += [{"trial": choice} for choice in ("ending", "grace", "due", "expired")]
     for query in lists:
         with CaptureQueriesContext(connection) as asked:
@@ -553,6 +715,6 @@ def rows_read(sql: str) -> int:
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}")
         plan = "\n".join(line for (line,) in cursor.fetchall())
-    scanned = re.findall(r"Scan .*on accounts_\w+ .*actual rows=(\d+)", plan)
+    scanned = re.findall(r"Scan .*on (?:accounts|users)_\w+ .*(?:actual rows=(\d+)|never executed)", plan)
     assert scanned, plan
-    return sum(map(int, scanned + re.findall(r"Removed by Filter: (\d+)", plan)))
+    return sum(int(rows or 0) for rows in scanned + re.findall(r"Removed by Filter: (\d+)", plan))

@@ -69,7 +69,7 @@ def test_a_payment_during_its_slice_waits_for_the_slice_and_wins(
     with meanwhile(lambda: services.expire_slice(run=run, keys=slices[0])) as expired:
         wait_until_blocked('UPDATE "accounts_expiryrun"')
         with meanwhile(lambda: services.activate(account_id=account.pk)) as paid:
-            wait_until_blocked('UPDATE "accounts_account"')
+            wait_until_blocked("INSERT INTO accounts_accountevent")
             other.commit()
 
     account.refresh_from_db()

@@ -10,7 +10,8 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 
 from accounts import services
-from accounts.models import Account, ExpiryRun, Notice
+from accounts.events import admin_user
+from accounts.models import Account, AccountEvent, ExpiryRun, Notice
 from tests.factories import AccountFactory, NoticeFactory, UserFactory
 from users.models import User
 
@@ -138,11 +139,22 @@ def test_the_action_of_the_list_erases_as_well(person: User, deleter: Client) ->
     assert is_gone(person)
 
 
-def test_an_operator_s_name_leaves_the_ledger_too(now: datetime) -> None:
+def test_an_operator_s_name_leaves_the_ledger_and_the_events_too(now: datetime) -> None:
     operator = UserFactory.create(username="olga", email="olga@example.com")
+    own = AccountFactory.create(user=operator)
+    undone, extended, other = AccountFactory.create_batch(3, created=now - timedelta(days=90))
+    services.extend_trial(account_id=extended.pk, days=90, now=now, by=admin_user(operator))
+    services.cancel(account_id=other.pk, by="admin user olga-maria")
+    services.extend_trial(account_id=own.pk, days=9, now=now)
     run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
     services.undo_run(run=run, now=now, by=operator.username)
-    erase("olga@example.com", "--yes")
+
+    assert "and in 2 event(s) of other accounts." in erase("olga@example.com", "--yes")
 
     run.refresh_from_db()
     assert (run.status, run.undone_by) == ("undone", "(erased)")
+    assert set(AccountEvent.objects.values_list("account", "by")) == {
+        (undone.pk, "(erased)"),
+        (extended.pk, "(erased)"),
+        (other.pk, "admin user olga-maria"),
+    }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 
 from accounts import ledger, services
-from accounts.models import Account, ExpiryRun
+from accounts.models import Account, AccountEvent, ExpiryRun
 from accounts.slices import Slice
 from tests.factories import AccountFactory
 
@@ -174,6 +174,27 @@ class World:
             assert (run.status == ExpiryRun.Status.UNDONE) is (run.pk in self.undone)
 
 
+def replay(account: Account) -> tuple[str, int | None, datetime]:
+    """Status, run and end of the trial by the account's history: its events, and the run that it points to."""
+    state: tuple[str, int | None, datetime] = ("trialing", None, account.default_trial_ends_at())
+    for event in AccountEvent.objects.filter(account=account).order_by("pk"):
+        status, run, ends = state
+        if event.run_id != run:  # expired since the last event
+            status, run = "trial_expired", event.run_id
+        assert event.status_before == status
+        if event.ends_before and event.ends_after:
+            assert event.ends_before == ends
+            ends = event.ends_after
+        state = {
+            AccountEvent.Kind.ACTIVATED: ("active", run, ends),
+            AccountEvent.Kind.CANCELED: ("canceled", run, ends),
+            AccountEvent.Kind.EXTENDED: ("trialing", None, ends),
+            AccountEvent.Kind.UNDONE: ("trialing", None, ends),
+        }[AccountEvent.Kind(event.kind)]
+    status, run, ends = state
+    return state if account.expiry_run_id == run else ("trial_expired", account.expiry_run_id, ends)
+
+
 class Interleavings(TestCase):
     @settings(deadline=None, max_examples=60)
     @given(st.lists(actions, max_size=25))
@@ -188,3 +209,5 @@ class Interleavings(TestCase):
         for name, number in events:
             getattr(world, name)(number)
             world.assert_real()
+        for account in Account.objects.all():
+            assert replay(account) == (account.status, account.expiry_run_id, account.trial_ends_at)

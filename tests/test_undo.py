@@ -270,7 +270,7 @@ def test_a_payment_under_way_when_the_undo_comes_wins(
     other.execute("UPDATE accounts_account SET status = 'active' WHERE id = %s", [payer.pk])
 
     with meanwhile(lambda: undo(run, now)) as undone:
-        wait_until_blocked('UPDATE "accounts_account"')
+        wait_until_blocked("INSERT INTO accounts_accountevent")
         other.commit()
 
     assert undone == [1]

@@ -8,7 +8,7 @@ from django.contrib.auth.admin import UserAdmin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from accounts.admin.lists import LargeTableAdmin
+from accounts.admin.lists import SEARCH_HELP, LargeTableAdmin, search_fields
 from accounts.erasure import erase
 from users.models import User
 
@@ -20,10 +20,10 @@ else:
 
 @admin.register(User)
 class LargeUserAdmin(LargeTableAdmin, AnyUserAdmin):
-    """Django's own, with a search by the whole e-mail address or user name, which indexes serve."""
+    """Django's own, with a search by the beginning of an e-mail address or a name, which indexes serve."""
 
-    search_fields = ("email__iexact", "username__exact")
-    search_help_text = "The whole e-mail address, in upper or lower case, or the exact user name."
+    search_fields = search_fields()
+    search_help_text = SEARCH_HELP
 
     def get_deleted_objects(
         self, objs: QuerySet[User] | Sequence[User], request: HttpRequest

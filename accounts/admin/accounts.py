@@ -1,20 +1,20 @@
-"""The admin's pages of accounts: their status, and the actions of support."""
+"""The admin's pages of accounts: the list, and one page for each customer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
-from django import forms
-from django.contrib import admin, messages
-from django.contrib.admin.helpers import ActionForm
+from django.contrib import admin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
 
 from accounts import services
-from accounts.admin import overview
-from accounts.admin.lists import EMAIL_FIELD, EMAIL_HELP, LinkedFilter, ReadOnlyAdmin, customer, in_utc, status
-from accounts.models import Account, ExpiryRun
+from accounts.admin import overview, story
+from accounts.admin.actions import ActionsAdmin, ExtendForm
+from accounts.admin.lists import SEARCH_HELP, LinkedFilter, customer, in_utc, search_fields, status
+from accounts.models import Account, AccountEvent, ExpiryRun
 from accounts.words import NOTHING, time_left
 
 
@@ -57,39 +57,36 @@ class RunFilter(LinkedFilter):
     choice = "Expired by run {}"
 
 
-class AccountActionForm(ActionForm):
-    """The form of the actions, with the number of days that "Extend trial" needs."""
+class ReturnedFilter(LinkedFilter):
+    """The accounts that an undo of a run put back on trial, whatever became of them since."""
 
-    days = forms.IntegerField(
-        label="Days to extend:",
-        initial=14,
-        min_value=1,
-        max_value=services.LONGEST_EXTENSION,
-    )
+    title = "undo"
+    parameter_name = "returned_from"
+    choice = "Put back on trial by an undo of run {}"
 
-
-Verb = Callable[[int], bool]
-"""A service that changes the account with this key. It returns False when the account's status does not allow it."""
+    def filtered(self, queryset: QuerySet[Account], key: str) -> QuerySet[Account]:
+        """By the events of the undo."""
+        undone = AccountEvent.objects.filter(kind=AccountEvent.Kind.UNDONE, run=int(key))
+        return queryset.filter(pk__in=undone.values("account"))
 
 
 @admin.register(Account)
-class AccountAdmin(ReadOnlyAdmin):
-    """Shows the status of each account and the run that expired it, and offers the actions of support."""
+class AccountAdmin(ActionsAdmin):
+    """Shows the status of each account and the run that expired it; on its page, all that is recorded of it."""
 
     list_display = ("customer", "state", "time_left", "ends", "run")
     list_display_links = ("customer",)
-    list_filter = ("status", TrialFilter, RunFilter)
-    list_select_related = ("user", "expiry_run")
-    search_fields = (f"user__{EMAIL_FIELD}__iexact",)
-    search_help_text = EMAIL_HELP
-    fields = ("user", "status", "created", "trial_ends_at", "time_left", "trial_expired_at", "expiry_run")
-    readonly_fields = ("time_left",)
-    action_form = AccountActionForm
-    actions = ("extend", "activate", "cancel")
+    list_filter = ("status", TrialFilter, RunFilter, ReturnedFilter)
+    search_fields = search_fields("user__")
+    search_help_text = SEARCH_HELP
+    fields = ("user", "status", "created_at", "ends", "run")
+    readonly_fields = ("created_at", "ends", "run")
+    change_form_template = "admin/accounts/account/change_form.html"
 
-    ACTION_LIMIT = 1000
-    """The most accounts that an action changes. More would take longer than a request may."""
+    class Media:
+        css: ClassVar = {"all": ["accounts/account.css"]}
 
+    created_at = in_utc("created")
     ends = in_utc("trial_ends_at", "trial ends")
 
     @admin.display(description="status")
@@ -110,54 +107,33 @@ class AccountAdmin(ReadOnlyAdmin):
     @admin.display(description="expired by")
     def run(self, account: Account) -> str:
         """The run that expired the account."""
-        run = account.expiry_run
-        if not run:
-            return NOTHING
-        url = reverse("admin:accounts_expiryrun_change", args=[run.pk])
-        return format_html('<a href="{}">run {}</a>', url, run.pk)
+        return story.linked(account.expiry_run) if account.expiry_run else NOTHING
 
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Users with the permission to change accounts may use these actions."""
-        return request.user.has_perm("accounts.change_account")
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Account]:
+        """With the user, whom every page names, and the run."""
+        return super().get_queryset(request).select_related("user", "expiry_run")
 
-    @admin.action(description="Extend trial", permissions=["operate"])
-    def extend(self, request: HttpRequest, accounts: QuerySet[Account]) -> None:
-        """Extend trials; an expired account is put back on trial."""
-        days, now = int(request.POST["days"]), timezone.now()
-        self._apply(
-            request,
-            accounts,
-            f"extended by {days} days",
-            lambda pk: services.extend_trial(account_id=pk, days=days, now=now),
-        )
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        """The account's story, and buttons for the actions that its status allows."""
+        account, now = context["original"], timezone.now()
+        mails = request.user.has_perm("accounts.view_notice")
+        name = story.linked if request.user.has_perm("accounts.view_expiryrun") else story.plain
+        changes = story.steps(account)
+        context |= {
+            "title": customer(account.user),
+            "subtitle": None,
+            "verdict": story.verdict(account, changes, now=now, name=name),
+            "timeline": story.timeline(account, changes, mails=mails, now=now, name=name),
+            "mails": mails,
+            "may_operate": self.has_operate_permission(request),
+            "allowed": {kind.value for kind, statuses in services.ALLOWED.items() if account.status in statuses},
+            "days": ExtendForm()["days"],
+            "checkbox": ACTION_CHECKBOX_NAME,
+        }
+        return super().render_change_form(request, context, *args, **kwargs)
 
-    @admin.action(description="Activate", permissions=["operate"])
-    def activate(self, request: HttpRequest, accounts: QuerySet[Account]) -> None:
-        """Make trialing and expired accounts active."""
-        self._apply(request, accounts, "activated", lambda pk: services.activate(account_id=pk))
-
-    @admin.action(description="Cancel", permissions=["operate"])
-    def cancel(self, request: HttpRequest, accounts: QuerySet[Account]) -> None:
-        """Cancel accounts."""
-        self._apply(request, accounts, "cancelled", lambda pk: services.cancel(account_id=pk))
-
-    def _apply(self, request: HttpRequest, accounts: QuerySet[Account], done: str, verb: Verb) -> None:
-        chosen = list(accounts[: self.ACTION_LIMIT + 1])
-        if len(chosen) > self.ACTION_LIMIT:
-            self.message_user(
-                request,
-                f"More than {self.ACTION_LIMIT:,} accounts are selected. Nothing was changed: select fewer.",
-                messages.ERROR,
-            )
-            return
-        changed = 0
-        for account in chosen:
-            if verb(account.pk):
-                changed += 1
-                self.log_change(request, account, f"{done.capitalize()}; was {account.get_status_display().lower()}.")
-        if changed:
-            self.message_user(request, f"{changed} of {len(chosen)} accounts {done}.", messages.SUCCESS)
-        if refused := len(chosen) - changed:
-            self.message_user(
-                request, f"{refused} left as they were: their status does not allow it.", messages.WARNING
-            )
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponseRedirect:
+        """The timeline on the account's page is its history."""
+        return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[object_id]))

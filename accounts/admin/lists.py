@@ -26,7 +26,18 @@ else:
     AnyPaginator = Paginator
 
 EMAIL_FIELD = get_user_model().get_email_field_name()
-EMAIL_HELP = "The whole e-mail address, in upper or lower case."
+SEARCHED = [
+    field.name
+    for field in get_user_model()._meta.fields
+    if field.name in {EMAIL_FIELD, get_user_model().USERNAME_FIELD, "first_name", "last_name"}
+]
+"""The fields of the user in which a search looks. ``users.User`` has an index for each."""
+SEARCH_HELP = "The beginning of an e-mail address or a name, in upper or lower case; of several words, each must match."
+
+
+def search_fields(path: str = "") -> list[str]:
+    """The ``search_fields`` of a list whose rows reach the user by ``path``, such as ``user__``."""
+    return [f"{path}{field}__istartswith" for field in SEARCHED]
 
 
 def customer(user: AbstractBaseUser) -> str:
@@ -66,9 +77,13 @@ class LinkedFilter(admin.SimpleListFilter):
         """The rows of this key. What is no key leads back to the whole list, as Django's own filters do."""
         key = self.value()
         try:
-            return queryset.filter(**{str(self.parameter_name): key}) if key else queryset
+            return self.filtered(queryset, key) if key else queryset
         except ValueError as error:
             raise IncorrectLookupParameters(error) from error
+
+    def filtered(self, queryset: QuerySet[Any], key: str) -> QuerySet[Any]:
+        """The rows whose column of the parameter's name has the key."""
+        return queryset.filter(**{str(self.parameter_name): key})
 
 
 class TellingChangeList(ChangeList):
@@ -105,6 +120,7 @@ class CappedPaginator(AnyPaginator):
 class LargeTableAdmin(AnyModelAdmin):
     """A list that stays fast with millions of rows: no query counts or sorts all of them."""
 
+    change_list_template = "admin/accounts/change_list.html"
     paginator = CappedPaginator
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER  # each facet would count all rows

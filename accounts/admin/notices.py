@@ -3,13 +3,15 @@
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
 from accounts import notices
-from accounts.admin.lists import EMAIL_FIELD, EMAIL_HELP, LinkedFilter, ReadOnlyAdmin, in_utc, status
+from accounts.admin.lists import SEARCH_HELP, LinkedFilter, ReadOnlyAdmin, in_utc, search_fields, status
 from accounts.admin.lists import customer as customer_name
+from accounts.admin.story import name_of_mail, preview
 from accounts.models import Notice
 from accounts.words import moment, plural
 
@@ -29,14 +31,14 @@ class NoticeAdmin(ReadOnlyAdmin):
     list_display = ("mail", "customer", "ends", "state")
     list_filter = ("status", "kind", AccountFilter)
     list_select_related = ("account__user",)
-    search_fields = (f"account__user__{EMAIL_FIELD}__iexact",)
-    search_help_text = EMAIL_HELP
+    search_fields = search_fields("account__user__")
+    search_help_text = SEARCH_HELP
     actions = ("retry",)
     fields = (
         *("mail", "customer", "ends", "status", "attempts", "last_error"),
-        *("queued_at", "claimed_at", "sent_at", "next"),
+        *("queued_at", "claimed_at", "sent_at", "next", "preview"),
     )
-    readonly_fields = ("mail", "customer", "ends", "queued_at", "claimed_at", "sent_at", "next")
+    readonly_fields = ("mail", "customer", "ends", "queued_at", "claimed_at", "sent_at", "next", "preview")
 
     ends = in_utc("trial_ends_at", "trial ends")
     queued_at = in_utc("queued", seconds=True)
@@ -46,7 +48,13 @@ class NoticeAdmin(ReadOnlyAdmin):
     @admin.display(description="mail")
     def mail(self, notice: Notice) -> str:
         """What the mail says."""
-        return f"Reminder, {plural(notice.days_before, 'day')} before" if notice.days_before else "Trial ended"
+        return name_of_mail(notice)
+
+    @admin.display(description="text")
+    def preview(self, notice: Notice) -> str:
+        """The mail as it was sent or would be sent."""
+        context = {"mail": preview(notice, now=timezone.now()), "with_subject": True}
+        return render_to_string("admin/accounts/notice/preview.html", context)
 
     @admin.display(description="customer")
     def customer(self, notice: Notice) -> str:

@@ -83,7 +83,7 @@ class ExpiryRunAdmin(UndoAdmin):
         if not run.due_count and not run.expired_count:
             return "none due"
         of_due = f" of {number(run.due_count)}" if run.due_count != run.expired_count else ""
-        undone = f", {number(run.undone_count)} undone" if run.undone_count else ""
+        undone = format_html(", {} undone", self.undone(run)) if run.undone_count else ""
         return format_html("{}{} expired{}", self.expired_accounts(run), of_due, undone)
 
     @admin.display
@@ -106,8 +106,9 @@ class ExpiryRunAdmin(UndoAdmin):
 
     @admin.display
     def undone(self, run: ExpiryRun) -> str:
-        """Accounts that an undo put back on trial."""
-        return number(run.undone_count)
+        """Accounts that an undo put back on trial, with a link to them."""
+        url = reverse("admin:accounts_account_changelist", query={"returned_from": run.pk})
+        return format_html('<a href="{}">{}</a>', url, number(run.undone_count)) if run.undone_count else "0"
 
     @admin.display(description="accounts/s")
     def rate(self, run: ExpiryRun) -> str:

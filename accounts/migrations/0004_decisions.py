@@ -7,7 +7,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("accounts", "0002_run_jobs"),
+        ("accounts", "0003_events"),
     ]
 
     operations = [

@@ -119,6 +119,20 @@ def test_no_page_of_ours_violates_a_rule_of_axe_or_overflows(
     assert found == []
 
 
+def test_the_page_that_asks_before_an_action_violates_no_rule_of_axe(rows: dict[str, object], overview: Page) -> None:
+    found: list[tuple[str, ...]] = []
+    overview.goto("/admin/accounts/account/")
+    overview.locator("#action-toggle").check()
+    overview.get_by_label("Action:").select_option("extend")
+    overview.get_by_role("button", name="Go").click()
+    for width in WIDTHS:
+        overview.set_viewport_size({"width": width, "height": 900})
+        found += violations(overview)
+        assert not overview.evaluate(OVERFLOWS)
+
+    assert found == []
+
+
 def test_no_mail_of_ours_violates_a_rule_of_axe(page: Page, tmp_path: Path) -> None:
     found: list[tuple[str, ...]] = []
     for kind, days in (("ending_soon", 7), ("ended", 0)):

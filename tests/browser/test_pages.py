@@ -73,20 +73,6 @@ def test_a_chart_can_be_read_as_a_table_with_the_keyboard(run: ExpiryRun, overvi
     expect(today).to_be_visible()
 
 
-def test_support_extends_an_expired_trial(run: ExpiryRun, overview: Page) -> None:
-    account = run.accounts.first()
-    assert account
-    overview.get_by_role("link", name="Expired", exact=True).click()
-    overview.get_by_label("Select this object for an action - " + str(account)).check()
-    overview.get_by_label("Action:").select_option("Extend trial")
-    overview.get_by_label("Days to extend:").fill("30")
-    overview.get_by_role("button", name="Go").click()
-
-    expect(overview.get_by_text("1 of 1 accounts extended by 30 days.")).to_be_visible()
-    account.refresh_from_db()
-    assert account.status == Account.TRIALING
-
-
 def test_an_operator_undoes_a_run_after_reading_what_that_means(run: ExpiryRun, overview: Page) -> None:
     overview.set_viewport_size({"width": 375, "height": 800})
     overview.get_by_role("link", name="succeeded", exact=True).click()

@@ -11,7 +11,8 @@ from accounts.management.base import BAD_INPUT, FAILED, TrialCommand
 
 class Command(TrialCommand):
     help = (
-        "Erase the user with this e-mail address: the user, the account, its notices, and the name in the admin's log. "
+        "Erase the user with this e-mail address: the user, the account with its notices and events, and the name "
+        "elsewhere. "
         "Shows what would be deleted and asks for confirmation. "
         "Exit codes: 0 erased, 1 not erased, 2 bad input, such as an unknown address."
     )
@@ -43,7 +44,8 @@ class Command(TrialCommand):
         self.stdout.write(
             f"User {user.pk} ({user.get_username()}): {accounts}; {found.notices.count()} notice(s); "
             f"named in {found.log.count() if found.log is not None else 0} entries of the admin's log, "
-            f"as the one who undid {found.undone.count()} run(s) and in {found.decisions.count()} decision(s)."
+            f"as the one who undid {found.undone.count()} run(s), in {found.decisions.count()} decision(s), "
+            f"and in {found.events.count()} event(s) of other accounts."
         )
 
 
