@@ -23,6 +23,7 @@ PAGES = (
     "/admin/",
     "/admin/accounts/account/",
     "/admin/accounts/account/?expiry_run={run}",
+    "/admin/accounts/account/?returned_from={undone}",
     "/admin/accounts/account/?q=nobody@example.com",
     "/admin/accounts/account/{account}/change/",
     "/admin/accounts/expiryrun/",
@@ -34,6 +35,15 @@ PAGES = (
     "/admin/accounts/notice/",
     "/admin/accounts/notice/?account={account}",
     "/admin/accounts/notice/{notice}/change/",
+    "/admin/accounts/decision/",
+    "/admin/accounts/decision/run/",
+    "/admin/accounts/decision/pause/",
+    "/admin/accounts/decision/allow/{refused}/",
+    "/admin/users/user/",
+    "/admin/what-to-do/",
+    "/trial/",
+    "/app/",
+    "/login/",
 )
 """A page is a row. The keys in braces are those of ``rows``; a new one is added there."""
 
@@ -58,6 +68,9 @@ def rows() -> dict[str, object]:
     now = timezone.now()
     for days in range(10):
         make_accounts(days, ended=-days * DAY, now=now)
+    make_accounts(2, ended=20 * DAY, now=now)
+    undone = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+    services.undo_run(run=undone, now=now, by="operator", extend_days=14)
     make_accounts(3, ended=20 * DAY, now=now)
     for status in Account.Status:
         AccountFactory.create(status=status)
@@ -65,15 +78,17 @@ def rows() -> dict[str, object]:
         path="celery", status="failed", as_of=now, finished=now, due_count=51234, error=ERROR
     )
     ExpiryRun.objects.create(path="celery", as_of=now, due_count=4000, expired_count=2000)
-    for ending in ("succeeded", "refused", "interrupted", "undone"):
+    for ending in ("succeeded", "interrupted", "undone"):
         ExpiryRun.objects.create(path="command", status=ending, as_of=now, finished=now)
+    refused = ExpiryRun.objects.create(path="command", status="refused", as_of=now, finished=now, due_count=4000)
     run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
     account = run.accounts.latest("pk")
     for days, state in enumerate(Notice.Status, 1):
         sent = now if state == Notice.Status.SENT else None
         notice = NoticeFactory.create(account=account, days_before=days, status=state, sent=sent, next_attempt=now)
     Notice.objects.filter(pk=notice.pk).update(last_error=ERROR)
-    return {"run": run.pk, "failed": failed.pk, "account": account.pk, "notice": notice.pk}
+    shown = {"run": run, "failed": failed, "refused": refused, "undone": undone, "account": account, "notice": notice}
+    return {name: row.pk for name, row in shown.items()}
 
 
 def violations(page: Page) -> Iterator[tuple[str, str, str]]:
