@@ -128,7 +128,7 @@ def test_a_run_in_progress_goes_on_when_the_runs_are_paused(now: datetime) -> No
 
     def pause_first(run: ExpiryRun, slices: Any) -> None:
         pause()
-        services.run_in_turn(run, slices)
+        services.run_here(run, slices)
 
     assert expire(now, run_slices=pause_first).expired_count == 2
     with pytest.raises(RunPaused):

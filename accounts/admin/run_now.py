@@ -59,7 +59,7 @@ def _here(decision: Decision) -> str:
     def run_slices(run: ExpiryRun, slices: Sequence[Slice]) -> None:
         started.append(run)
         decisions.record_run(decision, run)
-        services.run_in_turn(run, slices, after_slice=in_bounded_time)
+        services.run_here(run, slices, after_slice=in_bounded_time)
 
     try:
         services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now(), run_slices=run_slices)
