@@ -68,8 +68,8 @@ NOTES = {
     ),
     "Who is let in, and what it costs to ask": (
         "In too long: the trial and its grace are over, and every job was off for a day. Locked out: customers on "
-        "trial, by a clock a year ahead; decided on read, TRIAL_EXPIRY_MAX was set to a day's worth. The page loads the "
-        "account in any case; the bare view does not."
+        "trial, by a clock a year ahead; decided on read, TRIAL_EXPIRY_MAX was set to a day's worth. The page loads "
+        "the account in any case; the bare view does not."
     ),
     "Seconds until all was done": (
         "From the kill, or from the end of the fault. \N{DAGGER}: a process ended by itself, and was started again. "
