@@ -12,7 +12,7 @@ from pytest_django.live_server_helper import LiveServer
 from accounts import decisions, services
 from accounts.delivery import compose
 from accounts.models import Account, ExpiryRun, Notice
-from tests.browser.looks import OVERFLOWS, views, violations
+from tests.browser.looks import OVERFLOWS, WIDTHS, views, violations
 from tests.factories import AccountFactory, NoticeFactory, make_accounts
 from tests.runs import DAY
 
