@@ -1,16 +1,28 @@
 """Who is let in when no run comes or a clock is wrong, by two ways to decide it; and what the gate costs a request."""
 
 import time
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import cache
 from statistics import median
 
 from django.test import Client, override_settings
 
 from accounts.access import may_use
 from accounts.models import Account
+from comparison.runners import Runner
 from users.models import User
 
 STORED, ON_READ = "stored status", "decided on read"
+YEAR = timedelta(days=365)
+BARE = {
+    "SECURE_SSL_REDIRECT": False,
+    "STATIC_ROOT": None,  # a deployment collects the static files and their manifest
+    "STORAGES": {"staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}},
+}
+"""Settings of a request that is not behind a proxy."""
+PAGES = {"page_seconds": "/app/", "bare_seconds": "/"}
+"""By measure: a page whose view loads the account in any case, and one that does not."""
 
 
 def in_after_their_end(*, now: datetime) -> dict[str, int]:
@@ -32,6 +44,7 @@ def locked_out(*, now: datetime, ahead: timedelta, fuse: int) -> dict[str, int]:
     return {STORED: Account.objects.due(wrong).exclude(pk__in=due).count(), ON_READ: on_read}
 
 
+@cache  # with and without the gate are measured together, and asked for one after the other
 def seconds_of_a_request(user: User, *, page: str, requests: int) -> tuple[float, float]:
     """The median of requests of ``page`` by a customer on trial: with the gate, and without it.
 
@@ -40,14 +53,44 @@ def seconds_of_a_request(user: User, *, page: str, requests: int) -> tuple[float
     """
     seconds: dict[bool, list[float]] = {True: [], False: []}
     clients = {}
-    for gate in seconds:
-        with override_settings(TRIAL_GATE=gate):  # a client builds its middleware at its first request
-            clients[gate] = Client(SERVER_NAME="localhost")
-            clients[gate].force_login(user)
-            clients[gate].get(page)
-    for _ in range(requests):
-        for gate, client in clients.items():
-            began = time.perf_counter()
-            client.get(page)
-            seconds[gate].append(time.perf_counter() - began)
+    with override_settings(**BARE):
+        for gate in seconds:
+            with override_settings(TRIAL_GATE=gate):  # a client builds its middleware at its first request
+                clients[gate] = Client(SERVER_NAME="localhost")
+                clients[gate].force_login(user)
+                clients[gate].get(page)
+        for _ in range(requests):
+            for gate, client in clients.items():
+                began = time.perf_counter()
+                client.get(page)
+                seconds[gate].append(time.perf_counter() - began)
     return median(seconds[True]), median(seconds[False])
+
+
+class ByStoredStatus(Runner):
+    """What most projects do."""
+
+    name, title, path = "stored-status", STORED, "access"
+    how = "Whoever asks reads the stored status, which one update() a day writes."
+    gate = False
+
+    def run(self) -> None:
+        """Nothing runs: it is measured by ``figures``."""
+
+    def figures(self, *, now: datetime, fuse: int, requests: int) -> Mapping[str, float]:
+        """Who is in and who is out, and what a request takes, by measure."""
+        customer = User.objects.filter(account__status=Account.TRIALING, account__trial_ends_at__gt=now).earliest("pk")
+        seconds = {of: seconds_of_a_request(customer, page=page, requests=requests) for of, page in PAGES.items()}
+        return {
+            "let_in": in_after_their_end(now=now)[self.title],
+            "locked_out": locked_out(now=now, ahead=YEAR, fuse=fuse)[self.title],
+            **{measure: both[0 if self.gate else 1] for measure, both in seconds.items()},
+        }
+
+
+class DecidedOnRead(ByStoredStatus):
+    """What this project does."""
+
+    name, title = "on-read", ON_READ
+    how = "Whoever asks applies the rule to the account, obeying the fuse; the gate does so for every page."
+    gate = True

@@ -17,7 +17,7 @@ from django.core.management import call_command
 from django.db import connections
 from rich.progress import Progress
 
-from comparison import contenders, machine, sample, workloads
+from comparison import access, contenders, machine, sample, workloads
 from comparison.engines.contenders import ENGINES
 from comparison.measurements import Key, Options, Result, Scenario
 from comparison.measures import Turn, percentile
@@ -56,6 +56,11 @@ def scheduled(workers: int) -> list[Runner]:
     ]
 
 
+def deciders() -> list[Runner]:
+    """Those that say who is let in."""
+    return [access.ByStoredStatus(), access.DecidedOnRead()]
+
+
 def engines() -> list[Runner]:
     """The others; of what is timed they have one turn each."""
     others = [engine() for engine in ENGINES]
@@ -76,7 +81,7 @@ def of_mails(mailbox: Mailbox, mails: int) -> list[Runner]:
 
 def names(workers: int) -> list[str]:
     """Of all that ``--only`` may choose."""
-    everybody = [*contestants(workers), *scheduled(workers), *of_mails(Mailbox("", 0), 0)]
+    everybody = [*contestants(workers), *scheduled(workers), *deciders(), *of_mails(Mailbox("", 0), 0)]
     return list(dict.fromkeys(runner.name for runner in everybody))
 
 
@@ -138,6 +143,7 @@ class Comparison:
             if size == sizes[0]:
                 yield workload(workloads.AtRest, size, ticks)
                 yield workload(workloads.Late, size, [each for each in ticks if not each.same_scheduler])
+                yield workload(workloads.Access, size, deciders())
             if size == sizes[-1]:
                 yield workload(workloads.NothingDue, size, [each for each in runs if not each.part])
                 yield workload(workloads.NormalDay, size, runs)

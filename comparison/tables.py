@@ -44,6 +44,12 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "late_worst_seconds": "worst, ms",
         "ticks": "ticks",
     },
+    "Who is let in, and what it costs to ask": {
+        "let_in": "in too long",
+        "locked_out": "locked out",
+        "page_seconds": "page, ms",
+        "bare_seconds": "bare view, ms",
+    },
     "Seconds until all was done": {
         "worker_seconds": "worker killed",
         "scheduler_seconds": "scheduler killed",
@@ -59,6 +65,11 @@ NOTES = {
     "What it does at rest": (
         "Standing processes as they are while nobody wants anything, without ticks; of a process for each run, what 24 "
         "runs a day take that find nothing due, computed from one. Connections are those held to the database."
+    ),
+    "Who is let in, and what it costs to ask": (
+        "In too long: the trial and its grace are over, and every job was off for a day. Locked out: customers on "
+        "trial, by a clock a year ahead; decided on read, TRIAL_EXPIRY_MAX was set to a day's worth. The page loads "
+        "the account in any case; the bare view does not."
     ),
     "Seconds until all was done": (
         "From the kill, or from the end of the fault. \N{DAGGER}: a process ended by itself, and was started again. "

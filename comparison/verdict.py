@@ -137,6 +137,26 @@ def concurrency(result: Result) -> Finding | None:
     )
 
 
+def access(result: Result) -> Finding | None:
+    """Whether a customer's access waits for a job, and what it costs to decide it when it is asked."""
+    scenario = largest(result, "access")
+    stored, on_read = result.contender("stored-status"), result.contender("on-read")
+    if not (scenario and stored and on_read):
+        return None
+
+    def figure(contender: Contender, measure: str) -> float:
+        return result.median(scenario, contender, measure) or 0
+
+    return Finding(
+        "What it buys to decide access on read",
+        f"With every job off for a day, the stored status let in {figure(stored, 'let_in'):,.0f} customers too long, "
+        f"and the rule asked on read {figure(on_read, 'let_in'):,.0f}. A clock a year ahead would lock out "
+        f"{figure(stored, 'locked_out'):,.0f} and {figure(on_read, 'locked_out'):,.0f}. A page that loads the account "
+        f"took {duration(figure(on_read, 'page_seconds'))} with the gate and "
+        f"{duration(figure(stored, 'page_seconds'))} without it.",
+    )
+
+
 def mails(result: Result) -> Finding | None:
     """The same for mails, where most of the time is waiting for the mail server."""
     scenario, command = largest(result, "mails"), result.contender(MAIL_COMMAND)
@@ -248,6 +268,7 @@ FINDINGS = (
     cost_at_rest,
     engines,
     customers_wait,
+    access,
     recovery,
 )
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import ClassVar
 
 from accounts.models import Account, Notice
-from comparison import contenders, faults, measures, sample
+from comparison import access, contenders, faults, measures, sample
 from comparison.measurements import Options, Scenario
 from comparison.measures import Measure, Turn
 from comparison.runners import Runner
@@ -119,6 +119,32 @@ class Backlog(Expiry):
 
     kind = tables = "backlog"
     title = "A backlog: {due:,} of {accounts:,} accounts are due"
+
+
+class Access(Workload):
+    """No run comes for a day; then a clock is a year ahead. It takes no process but this one."""
+
+    kind = "access"
+    title = "Every job off, and a clock a year ahead: {due:,} of {accounts:,} accounts are due"
+    tables = "normal"
+    changes_accounts = False
+    once = True
+    measures = ()
+    requests: ClassVar[int] = 200
+
+    @contextmanager
+    def around(self, turn: Turn) -> Iterator[None]:
+        yield
+
+    def perform(self, turn: Turn) -> None:
+        """Ask of every account."""
+        if isinstance(turn.runner, access.ByStoredStatus):
+            fuse = turn.scenario.due  # a day's worth
+            turn.values |= turn.runner.figures(now=self.now, fuse=fuse, requests=self.requests)
+
+    def what_is_wrong(self, turn: Turn) -> str:
+        """Nothing changes."""
+        return ""
 
 
 class Scheduled(Workload):
@@ -248,5 +274,5 @@ class Mails(Workload):
         return ""
 
 
-KINDS = [each.kind for each in (NothingDue, NormalDay, Backlog, Mails, AtRest, Late, Faults)]
+KINDS = [each.kind for each in (NothingDue, NormalDay, Backlog, Mails, AtRest, Late, Access, Faults)]
 """In the order to show them."""

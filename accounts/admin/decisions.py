@@ -15,7 +15,7 @@ from django.utils.html import format_html
 
 from accounts import decisions, ledger, services
 from accounts.admin import run_now
-from accounts.admin.lists import ReadOnlyAdmin
+from accounts.admin.lists import ReadOnlyAdmin, in_utc
 from accounts.models import Account, Decision, ExpiryRun
 from accounts.words import NOTHING, moment, plural
 
@@ -61,11 +61,7 @@ class DecisionAdmin(ReadOnlyAdmin):
     list_select_related = ("run",)
     fields = ("when", "kind", "by", "reason", "effect")
     readonly_fields = ("when", "effect")
-
-    @admin.display(description="at")
-    def when(self, decision: Decision) -> str:
-        """When it was decided, in UTC."""
-        return moment(decision.at)
+    when = in_utc("at", "when")
 
     @admin.display
     def effect(self, decision: Decision) -> str:

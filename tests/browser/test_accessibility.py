@@ -3,17 +3,16 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from django.utils import timezone
 from playwright.sync_api import Browser, Page
 from pytest_django.live_server_helper import LiveServer
 
-from accounts import services
+from accounts import decisions, services
 from accounts.delivery import compose
 from accounts.models import Account, ExpiryRun, Notice
+from tests.browser.looks import OVERFLOWS, WIDTHS, views, violations
 from tests.factories import AccountFactory, NoticeFactory, make_accounts
 from tests.runs import DAY
 
@@ -38,19 +37,15 @@ PAGES = (
     "/admin/accounts/decision/",
     "/admin/accounts/decision/run/",
     "/admin/accounts/decision/pause/",
+    "/admin/accounts/decision/resume/",
     "/admin/accounts/decision/allow/{refused}/",
-    "/admin/users/user/",
     "/admin/what-to-do/",
+    "/admin/users/user/",
     "/trial/",
     "/app/",
     "/login/",
 )
 """A page is a row. The keys in braces are those of ``rows``; a new one is added there."""
-
-DJANGOS = {("label-title-only", "#searchbar")}
-"""Violations in Django's own templates: a rule and a selector. The search field has a picture as its label."""
-
-WIDTHS = (1440, 768, 390)
 
 ERROR = "OperationalError: connection to server at 10.0.3.17, port 5432 failed: FATAL: terminating connection " * 3
 
@@ -78,10 +73,11 @@ def rows() -> dict[str, object]:
         path="celery", status="failed", as_of=now, finished=now, due_count=51234, error=ERROR
     )
     ExpiryRun.objects.create(path="celery", as_of=now, due_count=4000, expired_count=2000)
-    for ending in ("succeeded", "interrupted", "undone"):
+    for ending in ("succeeded", "refused", "interrupted", "undone"):
         ExpiryRun.objects.create(path="command", status=ending, as_of=now, finished=now)
-    refused = ExpiryRun.objects.create(path="command", status="refused", as_of=now, finished=now, due_count=4000)
     run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+    refused = ExpiryRun.objects.create(path="celery", status="refused", as_of=now, finished=now, due_count=51234)
+    decisions.run_now(by="anna", reason="A payment was late. " * 20)
     account = run.accounts.latest("pk")
     for days, state in enumerate(Notice.Status, 1):
         sent = now if state == Notice.Status.SENT else None
@@ -89,34 +85,6 @@ def rows() -> dict[str, object]:
     Notice.objects.filter(pk=notice.pk).update(last_error=ERROR)
     shown = {"run": run, "failed": failed, "refused": refused, "undone": undone, "account": account, "notice": notice}
     return {name: row.pk for name, row in shown.items()}
-
-
-def violations(page: Page) -> Iterator[tuple[str, str, str]]:
-    """Rule, selector and text of each element that violates a rule of axe."""
-    found: list[dict[str, Any]] = Axe().run(page).response["violations"]
-    for rule in found:
-        for node in rule["nodes"]:
-            selector = " ".join(map(str, node["target"]))
-            if (rule["id"], selector) not in DJANGOS:
-                yield rule["id"], selector, node["html"][:100]
-
-
-def views(page: Page, path: str) -> Iterator[str]:
-    """Show the page in each colour scheme and width; yields their name.
-
-    It is loaded anew for a scheme, because the admin's colours change in a transition.
-    """
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        answer = page.goto(path)
-        assert answer is None or answer.ok, path
-        for width in WIDTHS:
-            page.set_viewport_size({"width": width, "height": 900})
-            yield f"{width}-{scheme}"
-
-
-OVERFLOWS = """[document.documentElement, ...document.querySelectorAll(".results")]
-    .some(element => element.scrollWidth > element.clientWidth)"""
 
 
 def test_no_page_of_ours_violates_a_rule_of_axe_or_overflows(
