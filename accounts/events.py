@@ -3,16 +3,20 @@
 ``accounts.services`` calls it; everything else only reads the events.
 """
 
-from django.contrib.auth.base_user import AbstractBaseUser
-from django.contrib.auth.models import AnonymousUser
+from typing import TYPE_CHECKING
+
 from django.db import connection
 from django.db.models import Value
 from django.db.models.expressions import Combinable
 
 from accounts.models import AccountEvent, AccountQuerySet
 
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.contrib.auth.models import AnonymousUser
 
-def admin_user(user: AbstractBaseUser | AnonymousUser) -> str:
+
+def admin_user(user: "AbstractBaseUser | AnonymousUser") -> str:
     """The actor of a change that this user asked for in the admin. ``accounts.erasure`` looks for it."""
     return f"admin user {user.get_username()}"
 

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 SECONDS = 5
 """The longest that a ping delays a run, name resolution included."""
 
+NAME = "ping"
+"""The name of the thread that sends a ping."""
+
 NO_ANSWER = "no answer within {} s"
 
 
@@ -67,7 +70,7 @@ def _ping(event: str, status: str) -> None:
         return
     answers: list[str] = []
     # In a thread, because no timeout of a socket bounds name resolution, nor an answer that comes byte by byte.
-    request = threading.Thread(target=lambda: answers.append(_get(url_for(url, event, status))), daemon=True)
+    request = threading.Thread(target=lambda: answers.append(_get(url_for(url, event, status))), name=NAME, daemon=True)
     request.start()
     request.join(SECONDS)
     error = answers[0] if answers else NO_ANSWER.format(SECONDS)

@@ -41,7 +41,8 @@ class Customer:
             return "a week"
         if self.status == "trialing" and timedelta(0) < left <= DAY:
             return "a day"
-        if self.status == "trial_expired" and self.expired and now - self.expired <= 7 * DAY:
+        # At exactly seven days it is queued, and a moment later, when it would be sent, no longer true.
+        if self.status == "trial_expired" and self.expired and now - self.expired < 7 * DAY:
             return "ended"
         return None
 

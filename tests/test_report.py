@@ -18,7 +18,7 @@ from comparison.charts import growth_chart
 from comparison.measurements import Key, Result, Scenario, Spread, Values
 from comparison.quantities import duration, number, ratio_and_spread
 from comparison.report import Report, print_table
-from comparison.run import contestants, names, of_mails, scheduled
+from comparison.run import contestants, deciders, names, of_mails, scheduled
 from comparison.verdict import Finding
 from sandbox.mail_server import Mailbox
 from tests import comparison_example
@@ -267,7 +267,7 @@ def test_tables_fit_80_columns_with_each_row_on_one_line(result: Result) -> None
 
 
 def test_the_names_of_all_contenders_are_short_and_unique() -> None:
-    everybody = [*contestants(8), *scheduled(8), *of_mails(Mailbox("", 0), 1)]
+    everybody = [*contestants(8), *scheduled(8), *deciders(), *of_mails(Mailbox("", 0), 1)]
     titles = {each.name: each.title for each in everybody}
 
     assert [title for title in titles.values() if len(title) > 20] == []

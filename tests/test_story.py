@@ -216,7 +216,7 @@ def test_a_long_story_takes_no_more_queries_than_a_short_one(
         NoticeFactory.create(account=account, days_before=days + 1, next_attempt=now)
     account = Account.objects.select_related("user", "expiry_run").get()
 
-    with django_assert_max_num_queries(4):
+    with django_assert_max_num_queries(5):
         changes = story.steps(account)
         story.verdict(account, changes, now=now + 9 * DAY)
         assert len(story.timeline(account, changes, mails=True, now=now)) == 16

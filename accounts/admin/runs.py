@@ -38,7 +38,7 @@ class HappenedFilter(admin.SimpleListFilter):
 class ExpiryRunAdmin(UndoAdmin):
     """Shows every run of either path."""
 
-    list_display = ("run", "path", "at", "state", "accounts", "duration")
+    list_display = ("run", "path", "at", "state", "outcome", "duration")
     list_filter = (HappenedFilter, "status", "path")
     readonly_fields = (
         *("as_of_moment", "cutoff_at", "started_at", "finished_at", "undone_moment"),
@@ -78,7 +78,7 @@ class ExpiryRunAdmin(UndoAdmin):
         return status(run, run.error)
 
     @admin.display(description="accounts")
-    def accounts(self, run: ExpiryRun) -> str:
+    def outcome(self, run: ExpiryRun) -> str:
         """How many were expired; of how many, where that differs; and how many are back on trial."""
         if not run.due_count and not run.expired_count:
             return "none due"
