@@ -81,7 +81,7 @@ class ExpiryRunAdmin(UndoAdmin):
     def outcome(self, run: ExpiryRun) -> str:
         """How many were expired; of how many, where that differs; and how many are back on trial."""
         if not run.due_count and not run.expired_count:
-            return "none due"
+            return "none due" if run.status == ExpiryRun.Status.SUCCEEDED else "none expired"
         of_due = f" of {number(run.due_count)}" if run.due_count != run.expired_count else ""
         undone = format_html(", {} undone", self.undone(run)) if run.undone_count else ""
         return format_html("{}{} expired{}", self.expired_accounts(run), of_due, undone)
