@@ -94,6 +94,8 @@ HARM = (
     "ALTER TABLE accounts_account DROP COLUMN status",
     "TRUNCATE accounts_expiryrun",
     "INSERT INTO accounts_decision DEFAULT VALUES",
+    "UPDATE accounts_accountevent SET by = ''",
+    "DELETE FROM accounts_accountevent",
     "UPDATE accounts_decision SET until = now()",
     "UPDATE users_user SET is_superuser = true",
     "DELETE FROM users_user",
