@@ -10,6 +10,7 @@ from celery.loaders.app import AppLoader
 from celery.signals import after_setup_logger, after_setup_task_logger, beat_init
 from django.conf import settings
 
+from project.heartbeat import WorkerStep
 from project.start import one_line
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
@@ -30,9 +31,10 @@ class Loader(AppLoader):
         return super().import_default_modules()
 
 
-app = Celery("project", loader="project.celery:Loader")
+app = Celery("project", loader="project.celery:Loader", amqp="project.heartbeat:AMQP")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+app.steps["worker"].add(WorkerStep)
 
 
 @after_setup_logger.connect
