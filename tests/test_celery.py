@@ -13,6 +13,7 @@ from celery.backends.base import DisabledBackend
 from django.apps import apps
 from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
+from django_celery_beat.schedulers import ModelEntry
 
 from accounts import tasks
 from accounts.base_tasks import BaseTask, WrongArguments
@@ -25,6 +26,7 @@ from tests.factories import make_accounts
 pytestmark = pytest.mark.django_db(transaction=True)
 
 migration = importlib.import_module("accounts.beat.migrations.0001_initial")
+first_tick = importlib.import_module("accounts.beat.migrations.0002_first_tick")
 
 
 @pytest.fixture
@@ -68,6 +70,17 @@ def test_the_migration_is_reversible_and_takes_only_its_own_entry(tick: Periodic
     migration.remove(apps, None)
 
     assert list(PeriodicTask.objects.filter(task="accounts.expire_trials")) == [other]
+
+
+def test_beat_sends_an_entry_that_never_ran_when_it_first_starts(tick: PeriodicTask) -> None:
+    assert not ModelEntry(tick, app).is_due().is_due
+
+    first_tick.make_due(apps, None)
+    tick.refresh_from_db()
+
+    assert ModelEntry(tick, app).is_due().is_due
+    tick.last_run_at = timezone.now()
+    assert not ModelEntry(tick, app).is_due().is_due
 
 
 def test_a_running_beat_is_told_of_what_the_migration_changed(tick: PeriodicTask) -> None:
