@@ -12,13 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from billiard import current_process
 from celery import bootsteps
 from celery.app import amqp
 from django.conf import settings
 from kombu import Connection
 
 SECONDS = 5
-"""Between two heartbeats. While a broker does not answer they come up to 15 seconds apart, its socket timeout."""
+"""Between two heartbeats. With a broker that accepts connections and answers nothing, up to 35 seconds were seen."""
 
 WORKS = "connected"
 WAITS = "waits for the broker"
@@ -27,10 +28,10 @@ WAITS = "waits for the broker"
 def write(state: str) -> None:
     """Write ``state`` to HEARTBEAT_FILE, and tell systemd where it listens.
 
-    Only the main thread's word counts: another thread goes on when the main thread hangs. A file that cannot be written
-    grows old, which the probe sees; that is no reason to end the process.
+    Only the word of the main process and its main thread counts: the others go on when it hangs. A file that cannot be
+    written grows old, which the probe sees; that is no reason to end the process.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or current_process().name != "MainProcess":
         return
     if settings.HEARTBEAT_FILE:
         with suppress(OSError):
@@ -54,10 +55,10 @@ class WorkerStep(bootsteps.StartStopStep):
 
 
 class WaitingConnection(Connection):
-    """Writes once a second while it waits for the broker, when the event loop of the worker and beat stand still."""
+    """Writes whenever it waits for the broker, when the event loop of the worker and beat's own loop stand still."""
 
-    def ensure_connection(self, *args: Any, **options: Any) -> Any:
-        """Connect, with retries."""
+    # Not the public ensure_connection, which is this one: a publisher that retries comes here directly.
+    def _ensure_connection(self, *args: Any, **options: Any) -> Any:
         callback = options.get("callback")
 
         def wait() -> None:
@@ -65,7 +66,7 @@ class WaitingConnection(Connection):
             if callback:
                 callback()
 
-        return super().ensure_connection(*args, **{**options, "callback": wait})
+        return super()._ensure_connection(*args, **{**options, "callback": wait})
 
 
 class AMQP(amqp.AMQP):

