@@ -18,9 +18,35 @@ import yaml
 from django.conf import settings
 
 from project.heartbeat import WAITS, WORKS
+from tests.processes import manage
 
 DEPLOY = settings.BASE_DIR / "deploy"
 COMPOSE = yaml.safe_load((settings.BASE_DIR / "docker-compose.yml").read_text())["services"]
+
+
+# --- .env ---
+
+
+@pytest.mark.parametrize(("hosts", "redirect"), [(["trials.example.com"], None), ([], "0")])
+def test_the_env_that_is_written_starts_the_project(hosts: list[str], redirect: str | None, tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    env = shutil.copy(DEPLOY / "env", tmp_path / "deploy")
+    shutil.copy(settings.BASE_DIR / ".env.example", tmp_path)
+
+    subprocess.run([env, *hosts], check=True)
+
+    written = (tmp_path / ".env").read_text()
+    values = dict(re.findall(r"^([A-Z_]+)=(.*)$", written, re.MULTILINE))
+    assert values["DJANGO_ALLOWED_HOSTS"] == (hosts or ["localhost"])[0]
+    assert values.get("DJANGO_SSL_REDIRECT") == redirect
+    assert len({values[name] for name in ("DJANGO_SECRET_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD")} - {""}) == 3
+    assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+    if hosts:
+        known = {"DJANGO_ENV_FILE": str(tmp_path / ".env"), "DATABASE_URL": "postgres://localhost/x"}
+        assert manage("check", "--deploy", "--fail-level=WARNING", **known).returncode == 0
+
+    assert subprocess.run([env], capture_output=True, check=False).returncode == 1
+    assert (tmp_path / ".env").read_text() == written
 
 
 # --- Kubernetes ---

@@ -45,6 +45,7 @@ except OSError as error:
 def test_the_celery_profile_expires_by_schedule_and_without_celery_by_hand() -> None:
     with deployed("celery") as (compose, deployment):
         assert healthy_services(compose) == {"postgres", "redis", "web", "worker", "beat"}
+        deployment.wait_until_well()
         deployment.add_due(30)
         deployment.tick_every_second()
         deployment.wait_until_expired(30)
@@ -68,6 +69,7 @@ def test_the_celery_profile_expires_by_schedule_and_without_celery_by_hand() -> 
 def test_the_cron_profile_expires_without_celery() -> None:
     with deployed("cron", EXPIRY_INTERVAL="5") as (compose, deployment):
         assert healthy_services(compose) == {"postgres", "web", "cron"}
+        deployment.wait_until_well()
         deployment.add_due(30)
 
         deployment.wait_until_expired(30)
