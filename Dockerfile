@@ -7,7 +7,8 @@ RUN python -m venv --without-pip /venv && \
     pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.txt
 
 FROM python:3.13-slim
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 DJANGO_DEBUG=0
+# Worker and beat write their heartbeat to this file, for probes.
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 DJANGO_DEBUG=0 HEARTBEAT_FILE=/tmp/heartbeat
 # With a name as well: Celery takes a user whose group has none for root.
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin trials
 WORKDIR /app

@@ -7,9 +7,11 @@ from typing import Any
 import django
 from celery import Celery
 from celery.loaders.app import AppLoader
-from celery.signals import after_setup_logger, after_setup_task_logger, beat_init
+from celery.signals import after_setup_logger, after_setup_task_logger, beat_init, celeryd_after_setup
 from django.conf import settings
 
+from accounts.schema import warn_at_start
+from project.heartbeat import WorkerStep
 from project.start import one_line
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
@@ -30,9 +32,10 @@ class Loader(AppLoader):
         return super().import_default_modules()
 
 
-app = Celery("project", loader="project.celery:Loader")
+app = Celery("project", loader="project.celery:Loader", amqp="project.heartbeat:AMQP")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+app.steps["worker"].add(WorkerStep)
 
 
 @after_setup_logger.connect
@@ -44,6 +47,13 @@ def apply_log_format(logger: logging.Logger, **_: Any) -> None:
 
         for handler in logger.handlers:
             handler.setFormatter(JsonLines())
+
+
+@celeryd_after_setup.connect
+@beat_init.connect
+def warn_of_a_database_ahead(**_: Any) -> None:
+    """Log a line when the database is ahead of this code, as the commands and web do."""
+    warn_at_start()
 
 
 @beat_init.connect

@@ -64,6 +64,7 @@ LOGIN_REDIRECT_URL = "/"  # leads customers to the product and staff to the admi
 
 METRICS_TOKEN = env.read("METRICS_TOKEN", str, defaults.METRICS_TOKEN, secret=True)
 TRIAL_PING_URL = env.read("TRIAL_PING_URL", service_urls.ping, defaults.TRIAL_PING_URL, secret=True)
+HEARTBEAT_FILE = env.read("HEARTBEAT_FILE", str, default="")  # see project/heartbeat.py
 
 # --- Mails to customers ---
 
@@ -265,8 +266,8 @@ CELERY_RESULT_SERIALIZER = "json"
 
 # The schedule is stored in the database and edited in the admin; a data migration of accounts.beat adds the entries.
 # CELERY_BEAT_SCHEDULE stays empty: beat would overwrite those edits with it at every start.
-CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
-# For the liveness of beat: `celery -A project inspect ping -d celerybeat@HOST` (Celery 5.7).
+CELERY_BEAT_SCHEDULER = "project.beat:Scheduler"  # django-celery-beat's, with a heartbeat
+# So that `celery -A project inspect ping` reaches beat, too (Celery 5.7).
 CELERY_BEAT_ENABLE_REMOTE_CONTROL = True
 
 # A message not acknowledged for this long is redelivered. The time limit of the tasks is well below it, so that none is

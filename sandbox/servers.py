@@ -50,8 +50,13 @@ def postgres() -> Iterator[str]:
 
 def psql() -> str:
     """The path of the embedded PostgreSQL's psql."""
+    return postgres_program("psql")
+
+
+def postgres_program(name: str) -> str:
+    """The path of a program of the embedded PostgreSQL, such as ``pg_dump``."""
     embedded = _embedded_postgres()
-    return str(embedded.POSTGRES_VERSIONS[embedded.TARGET_POSTGRES_VERSION] / "psql")
+    return str(embedded.POSTGRES_VERSIONS[embedded.TARGET_POSTGRES_VERSION] / name)
 
 
 def _embedded_postgres() -> ModuleType:

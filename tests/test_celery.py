@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.backends.base import DisabledBackend
+from celery.beat import SchedulingError
 from django.apps import apps
 from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
+from django_celery_beat.schedulers import ModelEntry
 
 from accounts import tasks
 from accounts.base_tasks import BaseTask, WrongArguments
 from accounts.models import Account, ExpiryRun
+from project.beat import LOST, Scheduler
 from project.celery import app
 from sandbox.servers import wait_for
 from tests.conftest import Process, Send
@@ -25,6 +28,7 @@ from tests.factories import make_accounts
 pytestmark = pytest.mark.django_db(transaction=True)
 
 migration = importlib.import_module("accounts.beat.migrations.0001_initial")
+first_tick = importlib.import_module("accounts.beat.migrations.0002_first_tick")
 
 
 @pytest.fixture
@@ -68,6 +72,27 @@ def test_the_migration_is_reversible_and_takes_only_its_own_entry(tick: Periodic
     migration.remove(apps, None)
 
     assert list(PeriodicTask.objects.filter(task="accounts.expire_trials")) == [other]
+
+
+def test_beat_sends_an_entry_that_never_ran_when_it_first_starts(tick: PeriodicTask) -> None:
+    PeriodicTask.objects.update(start_time=None)
+    tick.refresh_from_db()
+    assert not ModelEntry(tick, app).is_due().is_due
+
+    first_tick.make_due(apps, None)
+    tick.refresh_from_db()
+
+    assert ModelEntry(tick, app).is_due().is_due
+    tick.last_run_at = timezone.now()
+    assert not ModelEntry(tick, app).is_due().is_due
+
+
+def test_beat_remembers_a_tick_that_the_broker_did_not_take(tick: PeriodicTask) -> None:
+    scheduler = Scheduler(app, lazy=True)
+    with app.connection_for_write("redis://127.0.0.1:1/0") as nowhere, pytest.raises(SchedulingError):
+        scheduler.apply_async(ModelEntry(tick, app), producer=app.amqp.Producer(nowhere, auto_declare=False))
+
+    assert scheduler.state == LOST
 
 
 def test_a_running_beat_is_told_of_what_the_migration_changed(tick: PeriodicTask) -> None:

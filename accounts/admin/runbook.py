@@ -132,8 +132,17 @@ ROWS = [
     Row(
         "unhealthy",
         "The container of beat or worker is unhealthy",
-        "Its liveness probe (`celery inspect ping`) got no answer: the process hangs, or the broker is down.",
-        "Restart it. Never run more than one beat.",
+        "Its heartbeat (`docker compose exec worker cat /tmp/heartbeat`) says `waits for the broker`: the broker is "
+        "down, full or refuses the password. It says `lost the last tick`: the broker did not take it. It is old: the "
+        "process hangs.",
+        "Start the broker, or restart the process. Never run more than one beat.",
+    ),
+    Row(
+        "ahead",
+        "`The database is ahead of this code`",
+        "After a downgrade: the database has migrations of the newer release.",
+        "Nothing, for one release back. Further back, undo these migrations with the newer release, or restore a "
+        "backup.",
     ),
 ]
 

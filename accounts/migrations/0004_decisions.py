@@ -57,18 +57,6 @@ class Migration(migrations.Migration):
                 "default_permissions": ("view",),
             },
         ),
-        migrations.AddIndex(
-            model_name="notice",
-            index=models.Index(
-                condition=models.Q(("status", "pending")), fields=["queued"], name="accounts_notice_waiting"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="notice",
-            index=models.Index(
-                condition=models.Q(("status", "given_up")), fields=["next_attempt"], name="accounts_notice_given_up"
-            ),
-        ),
         migrations.AddField(
             model_name="decision",
             name="run",

@@ -20,6 +20,8 @@ def add(count, days, status):
 
 """
 
+FIRST_RUN = "SELECT count(*) FROM accounts_expiryrun WHERE status = 'succeeded'"
+
 TICK_EVERY_SECOND = """
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 every_second = IntervalSchedule.objects.create(every=1, period="seconds")
@@ -58,6 +60,11 @@ class Deployment:
 
     def expired(self) -> int:
         return int(self.psql("SELECT count(*) FROM accounts_account WHERE status = 'trial_expired'"))
+
+    def wait_until_well(self) -> None:
+        """Wait for the run that a new installation makes at its start."""
+        wait_for("a first run", lambda: int(self.psql(FIRST_RUN)), seconds=60)
+        assert "Trials are being expired" in self.manage_py("check_expiry")
 
     def succeeded(self) -> int:
         """How many runs expired accounts and succeeded."""

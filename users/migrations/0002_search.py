@@ -6,39 +6,42 @@ import django.db.models.functions.text
 import users.models
 from django.db import migrations
 
+from accounts.indexes import AddIndexConcurrently, RemoveIndexConcurrently
+
 
 class Migration(migrations.Migration):
+    atomic = False
     dependencies = [
         ("auth", "0012_alter_user_first_name_max_length"),
         ("users", "0001_initial"),
     ]
 
     operations = [
-        migrations.AddIndex(
+        AddIndexConcurrently(
             model_name="user",
             index=users.models.PrefixIndex(
                 django.db.models.functions.text.Upper("email"), name="users_user_email_prefix"
             ),
         ),
-        migrations.AddIndex(
+        AddIndexConcurrently(
             model_name="user",
             index=users.models.PrefixIndex(
                 django.db.models.functions.text.Upper("username"), name="users_user_username_prefix"
             ),
         ),
-        migrations.AddIndex(
+        AddIndexConcurrently(
             model_name="user",
             index=users.models.PrefixIndex(
                 django.db.models.functions.text.Upper("first_name"), name="users_user_first_name_prefix"
             ),
         ),
-        migrations.AddIndex(
+        AddIndexConcurrently(
             model_name="user",
             index=users.models.PrefixIndex(
                 django.db.models.functions.text.Upper("last_name"), name="users_user_last_name_prefix"
             ),
         ),
-        migrations.RemoveIndex(
+        RemoveIndexConcurrently(
             model_name="user",
             name="users_user_email",
         ),
