@@ -147,6 +147,7 @@ def assert_the_database_agrees(database: str) -> None:
 
 
 @pytest.mark.postgres  # once is enough: it uses a database of its own
+@pytest.mark.faults
 def test_make_demo_obeys_no_setting_of_the_machine_and_leaves_no_process(
     demo_environment: dict[str, str], tmp_path: Path
 ) -> None:

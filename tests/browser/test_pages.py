@@ -14,7 +14,7 @@ from tests.factories import NoticeFactory, make_accounts
 from tests.runs import DAY
 from users.models import User
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.faults]
 
 
 @pytest.fixture
@@ -93,7 +93,6 @@ def test_an_operator_undoes_a_run_after_reading_what_that_means(run: ExpiryRun, 
     assert not Account.objects.due(timezone.now()).exists()
 
 
-@pytest.mark.faults
 def test_no_page_violates_the_content_security_policy(run: ExpiryRun, overview: Page) -> None:
     account = run.accounts.latest("pk")
     NoticeFactory.create(account=account, next_attempt=timezone.now())
