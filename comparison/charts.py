@@ -21,12 +21,15 @@ GRID = '<line class="grid" x1="{}%" y1="{}" x2="{}%" y2="{}"/>'
 
 
 def growth_chart(result: Result) -> SafeString | None:
-    """Time against the number of due accounts, a line for each contender; None where only one size was measured."""
+    """Time against the number of due accounts; None where only one size was measured.
+
+    A line for each contender that was measured at every size: the others' would end in the middle.
+    """
     backlogs = result.of_kind("backlog")
     lines = []
     for each in result.in_scenarios(*backlogs):
         points = [(of.due, value) for of in backlogs if (value := result.median(of, each)) and of.due]
-        if len(points) > 1:
+        if len(points) == len(backlogs) > 1:
             lines.append((points, each))
     if not lines:
         return None
