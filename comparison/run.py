@@ -148,7 +148,7 @@ class Comparison:
                 yield workload(workloads.NothingDue, size, [each for each in runs if not each.part])
                 yield workload(workloads.NormalDay, size, runs)
             # An engine calls the same verb; how that grows is told by the others.
-            growing = [each for each in runs if each.path != "engine" or size != sizes[-1] or len(sizes) == 1]
+            growing = [each for each in runs if each.path != "engine" or size == sizes[-2:][0]]
             yield workload(workloads.Backlog, size, growing)
         yield workload(workloads.Faults, workloads.Faults.fixed_accounts, ticks)
         yield workload(workloads.Mails, mails, of_mails(mailbox, mails), mailbox=mailbox)

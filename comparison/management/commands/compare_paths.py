@@ -43,7 +43,7 @@ class Extent(NamedTuple):
     without: tuple[type[Workload], ...]
 
 
-DEFAULT = Extent((10_000, 100_000, 1_000_000), 2, 200, 40, 5, (Faults, NormalDay))
+DEFAULT = Extent((10_000, 100_000, 1_000_000), 2, 200, 30, 5, (Faults, NormalDay))
 QUICK = Extent((50_000,), 1, 100, 15, 3, (Faults, NormalDay, Late, Mails))
 FULL = Extent((10_000, 100_000, 1_000_000, 10_000_000), 2, 1000, 120, 30, ())
 
