@@ -87,6 +87,6 @@ def closed(request: HttpRequest, account: Account) -> HttpResponse:
             "trial_ended": account.trial_ends_at.isoformat(),
         }
     response = JsonResponse(problem, status=402, content_type="application/problem+json")
-    # Otherwise Django logs a warning at each request of a client that keeps asking.
-    log_response("Payment required: %s", request.path, response=response, request=request, level="info")
+    # Otherwise Django logs a warning at each request of a client that keeps asking. The access log has the request.
+    log_response("Payment required: %s", request.path, response=response, request=request, level="debug")
     return response
