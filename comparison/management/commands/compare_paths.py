@@ -44,7 +44,7 @@ class Extent(NamedTuple):
 
 
 DEFAULT = Extent((10_000, 100_000, 1_000_000), 2, 200, 30, 5, (Faults, NormalDay))
-QUICK = Extent((50_000,), 1, 100, 15, 3, (Faults, NormalDay, Late, Mails))
+QUICK = Extent((50_000,), 1, 100, 10, 3, (Faults, NormalDay, Late, Mails))
 FULL = Extent((10_000, 100_000, 1_000_000, 10_000_000), 2, 1000, 120, 30, ())
 
 
