@@ -11,8 +11,8 @@ from django.conf import settings
 from django.utils import timezone
 
 from accounts import decisions
-from accounts.ledger import database_now
-from accounts.models import CLOCKS_MAY_DIFFER, EARLIEST_END, Account, ExpiryRun, grace_cutoff
+from accounts.ledger import clocks_agree, database_now
+from accounts.models import EARLIEST_END, Account, ExpiryRun, grace_cutoff
 
 MAY_USE = frozenset(Account.Status) - {Account.Status.TRIAL_EXPIRED, Account.Status.CANCELED}
 """The statuses whose accounts may use the product."""
@@ -67,7 +67,7 @@ def why_on_hold(now: datetime) -> str:
     latest = ExpiryRun.objects.order_by("-pk").only("status").first()
     if latest and latest.status == ExpiryRun.Status.REFUSED:
         return f"run {latest.pk} was refused, and no run has been allowed since"
-    if abs(timezone.now() - there) > CLOCKS_MAY_DIFFER:
+    if not clocks_agree(timezone.now(), there):
         return "the clocks of this process and of the database differ"
     most = settings.TRIAL_EXPIRY_MAX
     # The entry of the index after the most: a count would read all of them.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from django.db import transaction
+from django.db.models import QuerySet
 
 from accounts.ledger import database_now
 from accounts.models import Decision, ExpiryRun
@@ -23,9 +24,13 @@ class NotPossible(Exception):  # noqa: N818 (it says what happened, as RunRefuse
     """The decision does not fit the state of the runs. Nothing was recorded; the message says why."""
 
 
+def _pauses_and_resumes() -> QuerySet[Decision]:
+    return Decision.objects.filter(kind__in=[Decision.Kind.PAUSE, Decision.Kind.RESUME]).order_by("pk")
+
+
 def paused(*, now: datetime) -> Decision | None:
     """The pause in force at ``now``, by the database's clock; None when runs may start."""
-    latest = Decision.objects.filter(kind__in=[Decision.Kind.PAUSE, Decision.Kind.RESUME]).order_by("pk").last()
+    latest = _pauses_and_resumes().last()
     return latest if latest and latest.until and latest.until > now else None
 
 
@@ -39,9 +44,8 @@ def pauses(*, now: datetime, since: datetime) -> Iterator[tuple[datetime, dateti
 
     A pause ends when it said, or earlier by the next pause or resume.
     """
-    kinds = [Decision.Kind.PAUSE, Decision.Kind.RESUME]
     # One that began long ago may have ended only now.
-    found = Decision.objects.filter(kind__in=kinds, at__gt=since - LONGEST_PAUSE).order_by("pk")
+    found = _pauses_and_resumes().filter(at__gt=since - LONGEST_PAUSE)
     ends: datetime | None = None
     begun = now
     for decision in [*found, None]:
@@ -53,14 +57,18 @@ def pauses(*, now: datetime, since: datetime) -> Iterator[tuple[datetime, dateti
             begun, ends = decision.at, decision.until
 
 
+def may_last(*, until: datetime, now: datetime) -> bool:
+    """Whether a pause that begins at ``now`` may end at ``until``."""
+    return now < until <= now + LONGEST_PAUSE
+
+
 def pause(*, until: datetime, by: str, reason: str) -> Decision:
     """Let no run start before ``until``, by either path. A run in progress goes on: an undo is what stops one.
 
     Raises:
         NotPossible: ``until`` is past, or further away than ``LONGEST_PAUSE``.
     """
-    now = database_now()
-    if not now < until <= now + LONGEST_PAUSE:
+    if not may_last(until=until, now=database_now()):
         raise NotPossible(f"A pause ends within {LONGEST_PAUSE.days} days from now. Nothing was changed.")
     return Decision.objects.create(kind=Decision.Kind.PAUSE, by=by, reason=reason, until=until)
 

@@ -83,9 +83,10 @@ def check(*, now: datetime, max_age: timedelta) -> Health:
     else:
         findings = _runs(now, max_age)
     if broken := Account.objects.off_calendar().values_list("pk", flat=True)[:1000]:
+        some = f"{plural(len(broken), 'account')}, such as {broken[0]},"
         text = (
-            f"{plural(len(broken), 'account')}, such as {broken[0]}, {_has(len(broken))} a trial end outside the years "
-            "1 to 9999. No run expires them: give them another trial end."
+            f"{some} {'has' if len(broken) == 1 else 'have'} a trial end outside the years 1 to 9999. No run expires "
+            "them: give them another trial end."
         )
         findings.append(Finding(text=text, row="off-calendar"))
     return Health(findings=findings + (_mails(now, max_age) if settings.TRIAL_NOTICES else []))
@@ -105,7 +106,7 @@ def _runs(now: datetime, max_age: timedelta) -> list[Finding]:
 
     texts, row = [], "new" if never else "stale"
     if not (fresh or is_new or was_paused):
-        texts.append(f"No run has succeeded within {_hours(max_age)}; {last_success()}.{_due(now)}")
+        texts.append(f"No run has succeeded within {_hours(max_age)}; {_in_words(last)}.{_due(now)}")
     if latest and (texts or latest.status == ExpiryRun.Status.REFUSED):
         row = str(latest.status)
         if latest.status == ExpiryRun.Status.REFUSED:  # reported at once, because the next tick will be refused too
@@ -131,14 +132,14 @@ def _mails(now: datetime, max_age: timedelta) -> list[Finding]:
     # One that the mail server answered waits for its next attempt, as a wrong address does for a day.
     if late["untried"] or late["count"] >= MANY_MAILS:
         text = (
-            f"{plural(late['count'], 'mail')} {_has(late['count'])} waited for more than {_hours(max_age)}, the first "
+            f"{plural(late['count'], 'mail has', 'mails have')} waited for more than {_hours(max_age)}, the first "
             f"since {moment(late['oldest'])}."
         )
         findings.append(Finding(text=text, row="mails-waiting"))
     days = settings.TRIAL_NOTICE_WINDOW_DAYS
     lately = Notice.objects.filter(status=Notice.Status.GIVEN_UP, next_attempt__gt=now - timedelta(days=days))
     if count := lately.count():
-        text = f"{plural(count, 'mail')} {'was' if count == 1 else 'were'} given up in the last {plural(days, 'day')}."
+        text = f"{plural(count, 'mail was', 'mails were')} given up in the last {plural(days, 'day')}."
         findings.append(Finding(text=text, row="mails-given-up", is_problem=count >= MANY_MAILS))
     return findings
 
@@ -151,7 +152,10 @@ def installed() -> datetime:
 
 def last_success() -> str:
     """When a run last succeeded, in words."""
-    run = _last_success()
+    return _in_words(_last_success())
+
+
+def _in_words(run: ExpiryRun | None) -> str:
     return f"the last one, by {run.path}, was as of {moment(run.as_of)}" if run else "none ever has"
 
 
@@ -161,11 +165,7 @@ def _last_success() -> ExpiryRun | None:
 
 def _due(now: datetime) -> str:
     due = Account.objects.due(now).count()
-    return f" {plural(due, 'account')} {'is' if due == 1 else 'are'} due." if due else ""
-
-
-def _has(count: int) -> str:
-    return "has" if count == 1 else "have"
+    return f" {plural(due, 'account is', 'accounts are')} due." if due else ""
 
 
 def _hours(age: timedelta) -> str:

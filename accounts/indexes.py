@@ -4,6 +4,8 @@ As those of ``django.contrib.postgres``, which fail on SQLite. Such a migration 
 nothing else, because what it has done stays done when it fails.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.db import migrations
@@ -11,9 +13,15 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.state import ProjectState
 
 
-def _drop(schema_editor: BaseDatabaseSchemaEditor, name: str) -> None:
-    # Without a limit, because this waits for transactions and nobody waits for it. "migrate" may have a lock_timeout.
+@contextmanager
+def _without_limit(schema_editor: BaseDatabaseSchemaEditor) -> Iterator[None]:
+    # Because this waits for transactions and nobody waits for it. "migrate" may have a lock_timeout.
     schema_editor.execute("SET lock_timeout = 0")
+    yield
+    schema_editor.execute("RESET lock_timeout")
+
+
+def _drop(schema_editor: BaseDatabaseSchemaEditor, name: str) -> None:
     schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {schema_editor.quote_name(name)}")
 
 
@@ -32,9 +40,9 @@ class AddIndexConcurrently(migrations.AddIndex):
             super().database_forwards(app_label, schema_editor, from_state, to_state)
             return
         model: Any = to_state.apps.get_model(app_label, self.model_name)
-        _drop(schema_editor, self.index.name)
-        schema_editor.execute(self.index.create_sql(model, schema_editor, concurrently=True))
-        schema_editor.execute("RESET lock_timeout")
+        with _without_limit(schema_editor):
+            _drop(schema_editor, self.index.name)
+            schema_editor.execute(self.index.create_sql(model, schema_editor, concurrently=True))
 
     def database_backwards(
         self,
@@ -47,8 +55,8 @@ class AddIndexConcurrently(migrations.AddIndex):
         if schema_editor.connection.vendor != "postgresql":
             super().database_backwards(app_label, schema_editor, from_state, to_state)
             return
-        _drop(schema_editor, self.index.name)
-        schema_editor.execute("RESET lock_timeout")
+        with _without_limit(schema_editor):
+            _drop(schema_editor, self.index.name)
 
 
 class RemoveIndexConcurrently(migrations.RemoveIndex):
@@ -65,5 +73,5 @@ class RemoveIndexConcurrently(migrations.RemoveIndex):
         if schema_editor.connection.vendor != "postgresql":
             super().database_forwards(app_label, schema_editor, from_state, to_state)
             return
-        _drop(schema_editor, self.name)
-        schema_editor.execute("RESET lock_timeout")
+        with _without_limit(schema_editor):
+            _drop(schema_editor, self.name)

@@ -16,7 +16,7 @@ from django.dispatch import Signal
 from django.utils import timezone
 
 from accounts.log import Fields, one_line
-from accounts.models import ExpiryRun, grace_cutoff
+from accounts.models import CLOCKS_MAY_DIFFER, ExpiryRun, grace_cutoff
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,11 @@ def database_now() -> datetime:
         cursor.execute("SELECT clock_timestamp()")
         (moment,) = cursor.fetchone()
     return moment  # type: ignore[no-any-return]
+
+
+def clocks_agree(here: datetime, there: datetime) -> bool:
+    """Whether the clocks of this process and of the database, read at one moment, differ by no more than they may."""
+    return abs(here - there) <= CLOCKS_MAY_DIFFER
 
 
 def new_run(*, path: ExpiryRun.Path, now: datetime, task_id: str) -> ExpiryRun:

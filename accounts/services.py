@@ -22,7 +22,6 @@ from django.utils import timezone
 from accounts import decisions, events, ledger
 from accounts.log import Fields
 from accounts.models import (
-    CLOCKS_MAY_DIFFER,
     LATEST_END,
     Account,
     AccountEvent,
@@ -171,7 +170,7 @@ def wrong_clock(there: datetime) -> str:
     A clock that is ahead would expire accounts early, and the run would count as fresh until that moment.
     """
     here = timezone.now()
-    if abs(here - there) <= CLOCKS_MAY_DIFFER:
+    if ledger.clocks_agree(here, there):
         return ""
     return (
         f"Refused: the clock of this machine says {moment(here, seconds=True)} and that of the database "

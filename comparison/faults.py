@@ -91,25 +91,24 @@ def scheduler_killed(patient: Patient) -> float | None:
 
 def database_away(patient: Patient) -> float | None:
     """The database refuses connections while a tick passes."""
-    patient.after_a_tick()
-    patient.own.take_database_away()
-    try:
-        pause(EVERY + 1)
-    finally:
-        patient.own.bring_database_back()
-    return patient.seconds_until_done()
+    return away_for_a_tick(patient, patient.own.take_database_away, patient.own.bring_database_back)
 
 
 def broker_away(patient: Patient) -> float | None:
     """The broker is stopped while a tick passes. Where work is kept in the database, that was the fault before."""
     if patient.runner.store != "broker":
         return None
+    return away_for_a_tick(patient, patient.own.take_broker_away, patient.own.bring_broker_back)
+
+
+def away_for_a_tick(patient: Patient, take: Callable[[], None], bring_back: Callable[[], None]) -> float:
+    """Take a server away while a tick passes; the seconds from its return."""
     patient.after_a_tick()
-    patient.own.take_broker_away()
+    take()
     try:
         pause(EVERY + 1)
     finally:
-        patient.own.bring_broker_back()
+        bring_back()
     return patient.seconds_until_done()
 
 

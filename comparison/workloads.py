@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import ClassVar
@@ -138,9 +138,12 @@ class Access(Workload):
 
     def perform(self, turn: Turn) -> None:
         """Ask of every account."""
-        if isinstance(turn.runner, access.ByStoredStatus):
-            fuse = turn.scenario.due  # a day's worth
-            turn.values |= turn.runner.figures(now=self.now, fuse=fuse, requests=self.requests)
+        turn.values |= {measure: of[turn.runner.title] for measure, of in self.figures.items()}
+
+    @cached_property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Those of both, measured once. The fuse is set to a day's worth."""
+        return access.figures(now=self.now, fuse=self.count_due(), requests=self.requests)
 
     def what_is_wrong(self, turn: Turn) -> str:
         """Nothing changes."""

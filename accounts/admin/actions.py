@@ -19,17 +19,26 @@ from accounts.events import admin_user
 from accounts.models import Account, AccountEvent
 from accounts.words import number, plural
 
+EXTENSION = 14
+"""Days by which trials are extended, unless another number is entered."""
+
+
+def days_field(*, required: bool = True) -> forms.IntegerField:
+    """The field for the days of an extension."""
+    return forms.IntegerField(
+        label="Days",
+        help_text="Counted from the end of the trial or from now, whichever is later.",
+        required=required,
+        initial=EXTENSION,
+        min_value=1,
+        max_value=services.LONGEST_EXTENSION,
+    )
+
 
 class ExtendForm(forms.Form):
     """The number of days that an extension needs."""
 
-    days = forms.IntegerField(
-        label="Days",
-        initial=14,
-        min_value=1,
-        max_value=services.LONGEST_EXTENSION,
-        help_text="Counted from the end of the trial or from now, whichever is later.",
-    )
+    days = days_field()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,4 +173,4 @@ class ActionsAdmin(ReadOnlyAdmin):
 
 
 def _were(count: int) -> str:
-    return f"{plural(count, 'account')} {'was' if count == 1 else 'were'}"
+    return plural(count, "account was", "accounts were")

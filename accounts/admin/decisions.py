@@ -40,7 +40,7 @@ class PauseForm(DecisionForm):
         """The moment; refuses one that is past or too far away."""
         until: datetime = self.cleaned_data["until"]
         now = ledger.database_now()
-        if not now < until <= now + decisions.LONGEST_PAUSE:
+        if not decisions.may_last(until=until, now=now):
             raise forms.ValidationError(
                 f"A pause ends between now, {moment(now)}, and {moment(now + decisions.LONGEST_PAUSE)}."
             )

@@ -14,13 +14,11 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 
 from accounts import services
+from accounts.admin.actions import days_field
 from accounts.admin.lists import ReadOnlyAdmin
 from accounts.log import one_line
 from accounts.models import Account, ExpiryRun
 from accounts.words import plural
-
-EXTENSION = 14
-"""Days by which an undo extends the trials, unless another number is entered."""
 
 
 class UndoForm(forms.Form):
@@ -32,14 +30,7 @@ class UndoForm(forms.Form):
         widget=forms.RadioSelect,
         initial="extend",
     )
-    days = forms.IntegerField(
-        label="Days",
-        help_text="Counted from the end of the trial or from now, whichever is later.",
-        required=False,
-        initial=EXTENSION,
-        min_value=1,
-        max_value=services.LONGEST_EXTENSION,
-    )
+    days = days_field(required=False)
 
     def clean(self) -> dict[str, Any]:
         """Require the days where they count."""
