@@ -154,7 +154,8 @@ def test_every_contender_works_and_nobody_connects_to_the_configured_one(
     assert roles == [[True] * 3] * 2
     for name in names["idle"]:
         for measure in ("day_cpu_seconds", "minute_transactions"):
-            assert of["idle", name, measure] > 0
+            # The loop sleeps until its next tick, and then takes nothing, or next to it.
+            assert of["idle", name, measure] > 0 or (name == "loop" and of["idle", name, measure] == 0)
     for name in names["late"]:
         assert 0 < of["late", name, "late_median_seconds"] <= of["late", name, "late_worst_seconds"]
     assert [of["idle", name, "minute_commands"] > 0 for name in names["idle"][:2]] == [False, True]
