@@ -11,7 +11,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from accounts import decisions
-from accounts.ledger import clocks_agree, database_now
+from accounts.ledger import clocks_agree, database_now, low_water_mark
 from accounts.models import EARLIEST_END, Account, ExpiryRun, grace_cutoff
 
 MAY_USE = frozenset(Account.Status) - {Account.Status.TRIAL_EXPIRED, Account.Status.CANCELED}
@@ -70,7 +70,6 @@ def why_on_hold(now: datetime) -> str:
     if not clocks_agree(timezone.now(), there):
         return "the clocks of this process and of the database differ"
     most = settings.TRIAL_EXPIRY_MAX
-    # The entry of the index after the most: a count would read all of them.
-    if most is not None and Account.objects.due(now).order_by("trial_ends_at")[most : most + 1].exists():
+    if most is not None and Account.objects.due(now).above(low_water_mark(now=there)).count_to(most + 1) > most:
         return f"more than {most} accounts are due, and a run would be refused"
     return ""

@@ -16,7 +16,7 @@ from django.db import InterfaceError, OperationalError
 from accounts import ledger
 from accounts.checks import require_valid_settings
 from accounts.log import Fields
-from accounts.services import RunRefused
+from accounts.services import MOST_THROTTLE, RunRefused
 
 if TYPE_CHECKING:
     AnyTask = Task[..., Any]
@@ -35,7 +35,8 @@ class WrongArguments(Exception):  # noqa: N818 (it says what happened, as RunRef
 def check_arguments(run: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Check the arguments in a message against the task's parameters.
 
-    A parameter annotated as ``int`` or ``int | None`` takes a whole number from 1 to ``HIGHEST_NUMBER``.
+    A parameter annotated as ``int`` or ``int | None`` takes a whole number from 1 to ``HIGHEST_NUMBER``, and one
+    annotated as ``float`` a number from 0 to ``MOST_THROTTLE``.
 
     Raises:
         WrongArguments: an argument is missing, unknown, or not such a number; the message names it.
@@ -47,6 +48,10 @@ def check_arguments(run: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
         raise WrongArguments(f"The arguments of the task are wrong: {error}. Nothing was changed.") from None
     for name, value in given.items():
         kind = expected.parameters[name].annotation
+        if kind is float and (type(value) not in (int, float) or not 0 <= value <= MOST_THROTTLE):
+            raise WrongArguments(
+                f"{name} must be a number from 0 to {MOST_THROTTLE:g}, not {value!r:.40}. Nothing was changed."
+            )
         if kind not in (int, int | None) or (value is None and kind == int | None):
             continue
         if type(value) is not int or not 1 <= value <= HIGHEST_NUMBER:

@@ -4,17 +4,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from django.conf import settings
+from django.core.cache import cache
 from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Count, Min, Q
 
-from accounts import decisions
+from accounts import decisions, ledger
 from accounts.models import Account, ExpiryRun, Notice
-from accounts.words import moment, plural
+from accounts.words import moment, number, plural
 
 UNSUCCESSFUL = [ExpiryRun.Status.FAILED, ExpiryRun.Status.REFUSED, ExpiryRun.Status.INTERRUPTED]
 
 EXPIRING = "Trials are being expired."
+
+MANY = 10_000
+"""So many due accounts are counted; more are told as that."""
+
+NONE_BELOW = "accounts.health.none_below_the_mark"
 
 MANY_MAILS = 10
 """So many mails that failed are a problem of the mail server or the sender; fewer are wrong addresses."""
@@ -98,7 +104,7 @@ def _runs(now: datetime, max_age: timedelta) -> list[Finding]:
     fresh = ExpiryRun.objects.succeeded_since(since, now=now)
     bad = ExpiryRun.objects.filter(status__in=UNSUCCESSFUL, pk__gt=last.pk if last else 0).exclude(error="")
     latest = bad.order_by("-pk").first()
-    oldest = Account.objects.due(since).order_by("trial_ends_at").first()
+    oldest = _oldest_due(since, now=now)
     never = not ExpiryRun.objects.exists()
     # After an installation, and after a pause, the schedule has this long to run once.
     is_new = never and not oldest and installed() > since
@@ -120,6 +126,20 @@ def _runs(now: datetime, max_age: timedelta) -> list[Finding]:
         )
         return [Finding(text=f"{text}{_due(now)}", row="overdue", about=oldest)]
     return [Finding(text="No run has been started yet.", row="new", is_problem=False)] if is_new else []
+
+
+def _oldest_due(since: datetime, *, now: datetime) -> Account | None:
+    """The account that was due first at ``since`` and still is; below the low-water mark once an hour in a process.
+
+    There the ledger says that none is left, and a million dead entries may lie in the index.
+    """
+    due = Account.objects.due(since).order_by("trial_ends_at")
+    mark = ledger.low_water_mark(now=now)
+    if mark and not cache.get(NONE_BELOW):
+        if below := due.filter(trial_ends_at__lt=mark).first():
+            return below
+        cache.set(NONE_BELOW, True, 3600)
+    return due.above(mark).first()
 
 
 def _mails(now: datetime, max_age: timedelta) -> list[Finding]:
@@ -164,7 +184,9 @@ def _last_success() -> ExpiryRun | None:
 
 
 def _due(now: datetime) -> str:
-    due = Account.objects.due(now).count()
+    due = Account.objects.due(now).above(ledger.low_water_mark(now=now)).count_to(MANY + 1)
+    if due > MANY:
+        return f" More than {number(MANY)} accounts are due."
     return f" {plural(due, 'account is', 'accounts are')} due." if due else ""
 
 

@@ -10,18 +10,29 @@ from typing import Any
 
 from django.conf import settings
 from django.db import DatabaseError, Error, connection
-from django.db.models import F, Max, Value
+from django.db.models import F, Max, Sum, Value
 from django.db.models.functions import Coalesce, Greatest, Now
 from django.dispatch import Signal
 from django.utils import timezone
 
 from accounts.log import Fields, one_line
 from accounts.models import CLOCKS_MAY_DIFFER, ExpiryRun, grace_cutoff
+from accounts.slices import AIM, FIRST, Counted, next_size
 
 logger = logging.getLogger(__name__)
 
 SILENT_FOR = timedelta(minutes=10)
 """A run that has committed no slice for this long is marked interrupted. If its process is alive, it continues."""
+
+ALIVE_FOR = timedelta(minutes=1)
+"""A run that has committed a slice this lately is alive, and no second one of its path starts beside it."""
+
+MANY_EXPIRED = 10_000
+"""After more than this in a day, questions begin at the low-water mark: the entries of expired accounts stay in the
+index until a VACUUM, and to read these takes about five milliseconds."""
+
+LOOK_AT_ALL_EVERY = timedelta(hours=6)
+"""How often a run looks at all trials even so."""
 
 LONGEST_ERROR = 2000
 """The number of characters of an error that the ledger stores."""
@@ -55,9 +66,48 @@ def clocks_agree(here: datetime, there: datetime) -> bool:
     return abs(here - there) <= CLOCKS_MAY_DIFFER
 
 
-def new_run(*, path: ExpiryRun.Path, now: datetime, task_id: str) -> ExpiryRun:
-    """A new run, not stored yet. It fixes ``cutoff``, which every slice applies."""
-    return ExpiryRun(path=path, as_of=now, cutoff=grace_cutoff(now), host=socket.gethostname()[:255], task_id=task_id)
+def new_run(*, path: ExpiryRun.Path, now: datetime, **more: Any) -> ExpiryRun:
+    """A new run, not stored yet. It fixes ``cutoff`` and ``floor``, which every slice applies."""
+    return ExpiryRun(path=path, as_of=now, cutoff=grace_cutoff(now), host=socket.gethostname()[:255], **more)
+
+
+def low_water_mark(*, now: datetime) -> datetime | None:
+    """The moment before which no trial that ended is left to expire, as far as the ledger knows; None: look at all.
+
+    There is a mark only after ``MANY_EXPIRED`` in a day. A run that succeeded and skipped no locked account is done
+    with every trial that ended before its cutoff. After any other, the next one looks again from where that one began.
+    What gets below the mark by another way, such as an end that somebody set into the past, is found by the run that
+    looks at all: every ``LOOK_AT_ALL_EVERY``, and after an undo, until a run has begun ``SILENT_FOR`` after the undo's
+    last slice.
+
+    Args:
+        now: the time by the database's clock.
+    """
+    today = ExpiryRun.objects.filter(started__gt=now - timedelta(days=1))
+    if (today.aggregate(expired=Sum("expired_count"))["expired"] or 0) <= MANY_EXPIRED:
+        return None
+    latest = ExpiryRun.objects.exclude(status=ExpiryRun.Status.REFUSED).order_by("pk").last()
+    if latest is None:
+        return None
+    lately = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED, started__gt=now - LOOK_AT_ALL_EVERY)
+    undone = ExpiryRun.objects.filter(undone_at__isnull=False, heartbeat__gt=latest.started - SILENT_FOR)
+    if not lately.filter(floor=None).exists() or undone.exists():
+        return None
+    if latest.status != ExpiryRun.Status.SUCCEEDED or latest.skipped:
+        return latest.floor
+    return max(latest.cutoff, latest.floor or latest.cutoff)
+
+
+def living_run(*, path: ExpiryRun.Path | None = None) -> ExpiryRun | None:
+    """A run, of this path if one is given, that is running and has committed a slice within ``ALIVE_FOR``."""
+    alive = ExpiryRun.objects.filter(status=ExpiryRun.Status.RUNNING, heartbeat__gt=Now() - Value(ALIVE_FOR))
+    return (alive.filter(path=path) if path else alive).order_by("-pk").first()
+
+
+def next_slice_size(run: ExpiryRun) -> int | None:
+    """How many accounts the next slice of the run should have; None when it expires no more, or was deleted."""
+    found = ExpiryRun.objects.filter(pk=run.pk, status__in=TAKES_ACCOUNTS).only("batch_size", "slice_size").first()
+    return found.size if found else None
 
 
 def refuse(run: ExpiryRun, why: str) -> None:
@@ -73,30 +123,54 @@ def record_jobs(run: ExpiryRun, jobs: int) -> None:
     ExpiryRun.objects.filter(pk=run.pk).update(jobs=jobs)
 
 
+def undo_slice_size(run: ExpiryRun) -> int | None:
+    """How many accounts the next slice of the run's undo should have; None when the run was deleted."""
+    return ExpiryRun.objects.filter(pk=run.pk).values_list("slice_size", flat=True).first()
+
+
 TAKES_ACCOUNTS = [ExpiryRun.Status.RUNNING, ExpiryRun.Status.INTERRUPTED, ExpiryRun.Status.FAILED]
 """A run that was marked interrupted may still be alive, and one that failed has slices that continue. Any other expires
 no more accounts: a message redelivered after its run succeeded must not expire accounts put back on trial since."""
 
 
-def count_expired(run: ExpiryRun, expired: int, locked: timedelta) -> bool:
+def count_expired(run: ExpiryRun, slice_: Counted) -> bool:
     """Add a slice to the run, in the slice's transaction; False when the run expires no more, or was deleted."""
     counted = ExpiryRun.objects.filter(pk=run.pk, status__in=TAKES_ACCOUNTS).update(
-        expired_count=F("expired_count") + expired,
-        longest_slice=Greatest(F("longest_slice"), Value(locked)),
-        heartbeat=Now(),
+        expired_count=F("expired_count") + slice_.rows,
+        due_count=Greatest(F("due_count"), F("expired_count") + slice_.rows),
+        slice_count=F("slice_count") + 1,
+        longest_slice=Greatest(F("longest_slice"), Value(slice_.locked)),
+        **_progress(slice_),
     )
     return counted == 1
 
 
-def count_undone(run: ExpiryRun, undone: int) -> bool:
+def count_undone(run: ExpiryRun, slice_: Counted) -> bool:
     """Add a slice of an undo to the run, in the slice's transaction; False when the run was deleted."""
-    return ExpiryRun.objects.filter(pk=run.pk).update(undone_count=F("undone_count") + undone) == 1
+    undone_count = F("undone_count") + slice_.rows
+    return ExpiryRun.objects.filter(pk=run.pk).update(undone_count=undone_count, **_progress(slice_)) == 1
+
+
+def _progress(slice_: Counted) -> dict[str, Any]:
+    size = next_size(slice_.rows, slice_.locked)
+    progress: dict[str, Any] = {
+        "heartbeat": Now(),
+        # A slice whose accounts were mostly changed by another is short, which does not mean that it should be.
+        "slice_size": size if slice_.locked > AIM else Greatest(F("slice_size"), size),
+    }
+    return progress | {"skipped": True} if slice_.skipped else progress
 
 
 def mark_undone(run: ExpiryRun, *, by: str) -> None:
     """Mark the run undone, so that its slices expire no more. Keeps who undid it first; a refused run stays refused."""
     once = ExpiryRun.objects.filter(pk=run.pk).exclude(status__in=[ExpiryRun.Status.REFUSED, ExpiryRun.Status.UNDONE])
-    once.update(status=ExpiryRun.Status.UNDONE, finished=Coalesce("finished", Now()), undone_at=Now(), undone_by=by)
+    once.update(
+        status=ExpiryRun.Status.UNDONE,
+        finished=Coalesce("finished", Now()),
+        undone_at=Now(),
+        undone_by=by,
+        slice_size=FIRST,  # an account takes longer to put back than to expire
+    )
 
 
 def mark_dead_runs_interrupted() -> None:

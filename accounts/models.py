@@ -13,6 +13,8 @@ from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from accounts.slices import FIRST
+
 EARLIEST_END = datetime.min.replace(tzinfo=UTC)
 LATEST_END = datetime.max.replace(tzinfo=UTC)
 """PostgreSQL also stores moments before and after these, and ``infinity``, which Python cannot represent."""
@@ -106,13 +108,42 @@ class ExpiryRun(models.Model):
         help_text="Trials that ended before this moment were due: as of, less the grace at that time.",
     )
     started = models.DateTimeField(db_default=Now())
-    heartbeat = models.DateTimeField(db_default=Now(), help_text="When the run last committed a slice.")
+    heartbeat = models.DateTimeField(
+        db_default=Now(), help_text="When the run, or the undo of it, last committed a slice."
+    )
     finished = models.DateTimeField(null=True, blank=True)
+    floor = models.DateTimeField(
+        "looked from",
+        null=True,
+        blank=True,
+        help_text="Trials that ended before this moment were not looked at: earlier runs were done with them. Empty: "
+        "the run looked at all.",
+    )
     due_count = models.PositiveBigIntegerField(
-        "due", default=0, help_text="Accounts that were due when the run was planned."
+        "due",
+        default=0,
+        help_text="Accounts that were due when the run began. Counted up to a million; more than that are counted as "
+        "they expire.",
     )
     expired_count = models.PositiveBigIntegerField("expired", default=0, help_text="Accounts that this run expired.")
-    slice_count = models.PositiveIntegerField("slices", default=0)
+    slice_count = models.PositiveIntegerField("slices", default=0, help_text="Slices that it has committed.")
+    slice_size = models.PositiveIntegerField(
+        default=FIRST,
+        db_default=FIRST,
+        help_text="Accounts in its next slice, so many that they stay locked for a tenth of a second.",
+    )
+    batch_size = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Accounts in every slice, as its caller asked. Empty: it learns the number."
+    )
+    throttle = models.FloatField(
+        default=0, db_default=0, help_text="After each slice, a pause of so many times as long as it took."
+    )
+    skipped = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="Whether accounts may have been left out because another transaction had locked them. The next run "
+        "looks at them again.",
+    )
     jobs = models.PositiveSmallIntegerField(
         default=1,
         db_default=1,
@@ -164,6 +195,11 @@ class ExpiryRun(models.Model):
     def __str__(self) -> str:
         return f"run {self.pk} by {self.path}, {self.status}"
 
+    @property
+    def size(self) -> int:
+        """How many accounts its next slice should have."""
+        return self.batch_size or self.slice_size
+
     def default_cutoff(self) -> datetime:
         """``as_of`` minus the grace."""
         return grace_cutoff(self.as_of)
@@ -184,13 +220,26 @@ class AccountQuerySet(models.QuerySet["Account"]):
         """Trialing accounts whose trial ended before ``cutoff``. A run expires these, by the cutoff it recorded."""
         return self.filter(status=Account.Status.TRIALING).ended_before(cutoff)
 
-    def any_due(self, now: datetime) -> bool:
-        """Whether any account is due; reads the first entry of the index.
+    def above(self, mark: datetime | None) -> Self:
+        """Accounts whose trial did not end before ``ledger.low_water_mark``; all of them without a mark.
 
-        Counting takes ten times as long when none is due: PostgreSQL cannot know that few accounts are still trialing
+        Dead entries of the accounts that expired stay at the low end of the index until a VACUUM, a million of them
+        after a backlog. With the mark a question begins above them.
+        """
+        return self if mark is None else self.filter(trial_ends_at__gte=mark)
+
+    def first_end(self) -> datetime | None:
+        """The earliest end of these trials, None when there is none; reads the first entry of the index.
+
+        Counting takes ten times as long when there is none: PostgreSQL cannot know that few accounts are still trialing
         long after the end of their trial, expects many, and starts parallel workers for them.
         """
-        return self.due(now).aggregate(first=models.Min("trial_ends_at"))["first"] is not None
+        first: datetime | None = self.aggregate(first=models.Min("trial_ends_at"))["first"]
+        return first
+
+    def count_to(self, most: int) -> int:
+        """How many these trials are, and ``most`` when they are more; reads so many entries of the index."""
+        return self.order_by("trial_ends_at")[:most].count()
 
     def ended_before(self, cutoff: datetime) -> Self:
         """Accounts in any status whose trial ended before ``cutoff``, except those of ``off_calendar``."""
@@ -263,10 +312,13 @@ class Account(models.Model):
 
     class Meta:
         indexes: ClassVar = [
-            # Serves due(): when none of millions of accounts is due, the query takes about a millisecond.
-            models.Index(fields=["trial_ends_at"], condition=Q(status="trialing"), name="accounts_account_due"),
+            # Serves due(), and a run's walk through the due accounts, oldest end first.
             models.Index(
-                fields=["expiry_run"], condition=Q(expiry_run__isnull=False), name="accounts_account_expiry_run"
+                fields=["trial_ends_at", "id"], condition=Q(status="trialing"), name="accounts_account_trials"
+            ),
+            # Serves the accounts of a run, and the walk of its undo.
+            models.Index(
+                fields=["expiry_run", "id"], condition=Q(expiry_run__isnull=False), name="accounts_account_of_run"
             ),
         ]
         constraints: ClassVar = [

@@ -7,10 +7,11 @@ the command line call this module; it imports neither.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from math import ceil
 from typing import Any
 
 from django.conf import settings
@@ -31,13 +32,18 @@ from accounts.models import (
     Notice,
     grace_cutoff,
 )
-from accounts.slices import AfterSlice, Change, Slice, plan
+from accounts.slices import FIRST, Change, Position, Slice
 from accounts.words import moment
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 10_000
-"""Accounts in a slice: locked for 70 to 90 ms on PostgreSQL, and as fast as one statement for all accounts."""
+COUNTED = 1_000_000
+"""So many due accounts are counted before a run begins, in a tenth of a second; more of them as they expire."""
+
+MOST_THROTTLE = 100.0
+
+WALK = ("trial_ends_at", "pk")
+"""The order in which a run walks through the due accounts: that of the index that serves the rule."""
 
 LONGEST_EXTENSION = 3650
 """Days. More is a typing error, and dates overflow with far more."""
@@ -55,8 +61,23 @@ class WrongClock(RunRefused):
     """The clock of this process differs from the database's, so it is uncertain which accounts are due."""
 
 
-class RunPaused(Exception):  # noqa: N818 (it says what happened, as RunRefused does)
-    """An operator has paused the runs. Nothing was changed, and nothing is recorded of this attempt."""
+class NothingToDo(Exception):  # noqa: N818 (it says what happened, as RunRefused does)
+    """No run was started, for a reason that is no failure. Nothing was changed, and nothing is recorded of it."""
+
+
+class AlreadyRunning(NothingToDo):
+    """A run of the same path is at work, and takes what is due."""
+
+    def __init__(self, run: ExpiryRun) -> None:
+        """Args: run: the run that is at work."""
+        super().__init__(
+            f"Run {run.pk} by {run.path} is at work since {moment(run.started)} and takes what is due. Nothing was "
+            "changed. If its process was killed, another can start a minute after its last slice."
+        )
+
+
+class RunPaused(NothingToDo):
+    """An operator has paused the runs."""
 
     def __init__(self, pause: Decision) -> None:
         """Args: pause: the decision in force."""
@@ -65,24 +86,37 @@ class RunPaused(Exception):  # noqa: N818 (it says what happened, as RunRefused 
         )
 
 
-RunSlices = Callable[[ExpiryRun, Sequence[Slice]], None]
-"""Runs every slice with ``expire_slice``, then calls ``ledger.finish_run``; in this process, or later on workers."""
+RunSlices = Callable[[ExpiryRun], None]
+"""Runs the slices that ``slices_of`` cuts with ``expire_slice``, then calls ``ledger.finish_run``; in this process, or
+later on workers."""
+
+Progress = Callable[[int, int], None]
+"""Called in the caller's thread after each slice with the number of accounts done and of all, the latter estimated when
+they are more than ``COUNTED``. An exception from it stops the slices."""
 
 
-def run_here(
-    run: ExpiryRun, slices: Sequence[Slice], *, after_slice: AfterSlice = lambda done, total: None, jobs: int = 1
-) -> None:
+def run_here(run: ExpiryRun, *, after_slice: Progress = lambda done, total: None, jobs: int = 1) -> None:
     """Run the slices in this process, then finish the run. Raises as ``Change.on_each`` does.
 
     Args:
-        after_slice: called in this thread with the number of slices done and of all slices; an exception from it stops
-            the run.
+        after_slice: see ``Progress``.
         jobs: how many slices to run at a time, each in a thread with a database connection of its own.
     """
     _require_at_least_one(jobs=jobs)
-    if (threads := min(jobs, len(slices))) > 1:
-        ledger.record_jobs(run, threads)
-    expiry_by(run).on_each(slices, after_slice=after_slice, jobs=jobs)
+    if run.due_count:
+        threads = min(jobs, ceil(run.due_count / run.size))  # no thread without a slice
+        if threads > 1:
+            ledger.record_jobs(run, threads)
+        oldest: list[datetime] = []
+
+        def tell(done: int, keys: Slice) -> None:
+            ends = keys.upto[0]
+            oldest.append(ends)
+            passed, all_ = ends - oldest[0], run.cutoff - oldest[0]
+            many = run.due_count > COUNTED
+            after_slice(done, max(done, int(done * (all_ / passed)) if many and passed else run.due_count))
+
+        expiry_by(run).on_each(slices_of(run), after_slice=tell, jobs=threads)
     ledger.finish_run(run_id=run.pk)
 
 
@@ -90,8 +124,10 @@ def expire_trials(
     *,
     path: ExpiryRun.Path,
     now: datetime,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     max_accounts: int | None = None,
+    throttle: float = 0,
+    look_at_all: bool = False,
     task_id: str = "",
     run_slices: RunSlices = run_here,
 ) -> ExpiryRun:
@@ -103,9 +139,11 @@ def expire_trials(
     Args:
         path: the path that calls, for the ledger.
         now: the moment to apply the rule to, with a time zone; becomes the run's ``as_of``.
-        batch_size: accounts in a slice, 1 or more.
+        batch_size: accounts in a slice, 1 or more; without it a run learns how many stay locked for 100 ms.
         max_accounts: refuse when more are due; without it ``settings.TRIAL_EXPIRY_MAX`` is the limit. Of either, an
             operator's allowance (``decisions.allow``) makes one exception.
+        throttle: pause after each slice for so many times as long as it took, 0 to 100, for replicas that lag.
+        look_at_all: look below ``ledger.low_water_mark`` as well, which a run does by itself every six hours.
         task_id: Celery's id of the calling task, for the ledger.
         run_slices: how to run the slices; by default ``run_here``, one after the other.
 
@@ -114,7 +152,7 @@ def expire_trials(
 
     Raises:
         ValueError: ``now`` is naive, or a number is below 1.
-        RunPaused: an operator has paused the runs.
+        NothingToDo: a run of this path is at work, or an operator has paused the runs.
         RunRefused: too many are due, or the clock is wrong; the run is recorded as refused.
         ExpiryRun.DoesNotExist: the run was deleted while it was running.
         Exception: the error of a slice; the run is recorded as failed, and what it expired stays expired.
@@ -122,26 +160,35 @@ def expire_trials(
     _require_time_zone(now)
     limit = fuse_limit(max_accounts)
     _require_at_least_one(batch_size=batch_size, max_accounts=limit)
+    _require_throttle(throttle)
     clock = ledger.database_now()
     if pause := decisions.paused(now=clock):
         logger.info(Fields("expiry_paused", path=path, until=pause.until, task_id=task_id))
         raise RunPaused(pause)
     ledger.mark_dead_runs_interrupted()
-    run = ledger.new_run(path=path, now=now, task_id=task_id)
+    if living := ledger.living_run(path=path):
+        logger.info(Fields("expiry_already_running", path=path, run=living.pk, task_id=task_id))
+        raise AlreadyRunning(living)
+    run = ledger.new_run(
+        path=path,
+        now=now,
+        floor=None if look_at_all else ledger.low_water_mark(now=clock),
+        batch_size=batch_size,
+        throttle=throttle,
+        task_id=task_id,
+    )
     if wrong := wrong_clock(clock):
         ledger.refuse(run, wrong)
         raise WrongClock(wrong)
 
-    due = Account.objects.due_before(run.cutoff)
-    slices, run.due_count = plan(due, size=batch_size) if Account.objects.any_due(now) else ([], 0)
-    run.slice_count = len(slices)
+    run.due_count = count_due(run, limit)
     if limit is not None and run.due_count > limit and not decisions.use_allowance(run):
         why = TOO_MANY_DUE.format(due=run.due_count, limit=limit)
         ledger.refuse(run, why)
         raise TooManyDue(why)
     run.save()
     try:
-        run_slices(run, slices)
+        run_slices(run)
     except KeyboardInterrupt as stop:
         ledger.interrupt_run(run_id=run.pk, why=str(stop) or "Stopped by a signal.")
         raise
@@ -150,6 +197,22 @@ def expire_trials(
         raise
     run.refresh_from_db()
     return run
+
+
+def count_due(run: ExpiryRun, limit: int | None) -> int:
+    """How many accounts are due for the run: exactly, up to ``COUNTED`` and wherever the fuse's ``limit`` is exceeded.
+
+    Counting a hundred million takes a minute, for which no run waits that will not be refused.
+    """
+    due = _due_for(run)
+    if due.first_end() is None:
+        return 0
+    count = due.count_to(max(COUNTED, limit or 0) + 1)
+    return due.count() if limit is not None and count > limit else count
+
+
+def _due_for(run: ExpiryRun) -> AccountQuerySet:
+    return Account.objects.due_before(run.cutoff).above(run.floor)
 
 
 TOO_MANY_DUE = (
@@ -181,11 +244,24 @@ def wrong_clock(there: datetime) -> str:
 def expiry_by(run: ExpiryRun) -> Change:
     """The change that the run applies to each slice. It uses the cutoff of the run, whatever the settings are now."""
     return Change(
-        rows=Account.objects.due_before(run.cutoff),
+        rows=_due_for(run),
+        order=WALK,
         values={"status": Account.TRIAL_EXPIRED, "trial_expired_at": run.as_of, "expiry_run": run},
         count=partial(ledger.count_expired, run),
+        throttle=run.throttle,
         log=partial(ledger.log_slice, run),
     )
+
+
+def slices_of(run: ExpiryRun, *, after: Position | None = None) -> Iterator[Slice]:
+    """Cut the due accounts of the run into slices, oldest end of trial first; each is cut when it is asked for.
+
+    Ends when the run expires no more accounts, because it was undone or deleted.
+
+    Args:
+        after: where to begin: what an earlier slice went up to.
+    """
+    return expiry_by(run).walk(size=lambda: ledger.next_slice_size(run), after=after)
 
 
 def expire_slice(*, run: ExpiryRun, keys: Slice) -> int:
@@ -246,8 +322,9 @@ def undo_run(
     now: datetime,
     by: str,
     extend_days: int | None = None,
-    batch_size: int = BATCH_SIZE,
-    after_slice: AfterSlice = lambda done, total: None,
+    batch_size: int | None = None,
+    throttle: float = 0,
+    after_slice: Progress = lambda done, total: None,
     jobs: int = 1,
 ) -> int:
     """Put every account that the run expired, and that is still expired, back on trial; returns how many.
@@ -261,9 +338,9 @@ def undo_run(
         by: who undoes the run; at most 255 characters. The ledger keeps the first one, each account's event its own.
         extend_days: extend the trials by this many days, counted from their end or from ``now``, whichever is later.
             Without it the next run expires most of the accounts again.
-        batch_size: accounts in a slice, 1 or more.
-        after_slice: called in this thread with the number of slices done and of all slices; an exception from it stops
-            the undo.
+        batch_size: accounts in a slice, 1 or more; without it as many as stay locked for 100 ms.
+        throttle: that of ``expire_trials``.
+        after_slice: see ``Progress``. Of all accounts, those that paid or were cancelled since are left out.
         jobs: how many slices to undo at a time, as for ``run_here``.
 
     Raises:
@@ -271,20 +348,26 @@ def undo_run(
         DatabaseError: a slice failed after its retries, and changed nothing; the others are done.
     """
     _require_at_least_one(batch_size=batch_size, jobs=jobs)
+    _require_throttle(throttle)
     _require_short(by)
     values = _back_on_trial(extend_days, now)
     started = time.monotonic()
     ledger.mark_undone(run, by=by)
+    run.refresh_from_db()
     # No account is added to these rows any more: a slice commits before the run is marked, or is rolled back.
     undo = Change(
         rows=_can_be_extended(Account.objects.still_expired_by(run), extend_days),
         values=values,
         before=partial(events.record, kind=AccountEvent.Kind.UNDONE, by=by, ends=values.get("trial_ends_at")),
-        count=lambda undone, _: ledger.count_undone(run, undone),
+        count=partial(ledger.count_undone, run),
+        throttle=throttle,
         log=partial(ledger.log_slice, run),
     )
-    slices, _ = plan(undo.rows, size=batch_size)
-    undone = undo.on_each(slices, after_slice=after_slice, jobs=jobs)
+    undone = undo.on_each(
+        undo.walk(size=lambda: batch_size or ledger.undo_slice_size(run)),
+        after_slice=lambda done, _: after_slice(done, max(done, run.expired_count - run.undone_count)),
+        jobs=max(1, min(jobs, ceil(run.expired_count / (batch_size or FIRST)))),
+    )
     run.refresh_from_db()
     ledger.log_run(run, logging.INFO, seconds=time.monotonic() - started, undone=undone)
     if undone:
@@ -360,6 +443,11 @@ def _can_be_extended(accounts: AccountQuerySet, days: int | None) -> AccountQuer
 def _require_time_zone(now: datetime) -> None:
     if timezone.is_naive(now):
         raise ValueError(f"now must have a time zone, got {now!r}.")
+
+
+def _require_throttle(throttle: float) -> None:
+    if not 0 <= throttle <= MOST_THROTTLE:
+        raise ValueError(f"throttle must be a number from 0 to {MOST_THROTTLE:g}, got {throttle!r}.")
 
 
 def _require_short(by: str) -> None:

@@ -1,20 +1,20 @@
-"""Change many rows in short transactions: plan key ranges (slices), then change one slice at a time, or a few at once.
+"""Change many rows in short transactions: cut one range of rows (a slice) after the other, and change each by itself.
 
-Takes any queryset whose model has an ordered primary key, such as integers or UUIDs. Compares keys and does no
-arithmetic with them. Imports only Django and threads.py, so a project can copy these two files.
+Takes any queryset, and the fields to walk it by. Compares their values and does no arithmetic with them, so keys may be
+integers or UUIDs. Imports only Django and threads.py, so a project can copy these two files.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from django.db import DatabaseError, connection, transaction
-from django.db.models import F, Q, QuerySet, Window
-from django.db.models.functions import Lead, RowNumber
+from django.db.models import BooleanField, Func, QuerySet, Value
+from django.db.models.lookups import GreaterThan, LessThanOrEqual
 
 from accounts.threads import Results, side_by_side
 
@@ -33,41 +33,65 @@ PAUSE = 1.5
 # rows stay locked: so a payment waits at most for one slice and this timeout.
 LOCK_TIMEOUT = "200ms"
 
+AIM = timedelta(milliseconds=100)
+"""How long a slice should keep its rows locked."""
+FEWEST, FIRST, MOST = 100, 500, 50_000
+"""Rows of a slice: at least, while nothing is known of their speed, and at most."""
+LONGEST_PAUSE = 5.0
+"""Seconds that a throttled slice pauses at most, so that a signal never waits longer."""
+
+Position = tuple[Any, ...]
+"""The values of a row in the fields that rows are walked by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A closed range of primary keys. It lists no rows: the UPDATE selects those in the range that qualify."""
+    """The rows after one position and up to another. It lists none: the UPDATE selects those between that qualify."""
 
-    first: Any
-    last: Any
+    after: Position | None
+    """Not included; None for the first slice."""
+    upto: Position
+    """Included."""
+    rows: int = 0
+    """How many qualified when the slice was cut."""
 
 
-def plan(rows: QuerySet[Any], *, size: int) -> tuple[list[Slice], int]:
-    """Divide the rows into slices of at most ``size``, by primary key; returns the slices and the number of rows.
+def next_size(rows: int, locked: timedelta) -> int:
+    """How many rows would be locked for ``AIM``, judging by a slice that locked ``rows`` for ``locked``.
 
-    The result of the query grows with the number of slices, not of rows. A row that qualifies later, with a key between
-    two slices, is in none of them.
+    At most four times as many, because the next rows may be slower: their pages may not be in memory.
     """
-    numbered = rows.annotate(number=Window(RowNumber(), order_by="pk"), following=Window(Lead("pk"), order_by="pk"))
-    edges = numbered.annotate(remainder=F("number") % size).filter(
-        Q(remainder__in={0, 1 % size}) | Q(following__isnull=True)
-    )
-    found = list(edges.order_by("number").values_list("pk", "number"))
-    if not found:
-        return [], 0
-    last_key, count = found[-1]
-    firsts = [key for key, number in found if number % size == 1 % size]
-    lasts = [key for key, number in found[:-1] if number % size == 0]
-    return [Slice(first, last) for first, last in zip(firsts, [*lasts, last_key], strict=True)], count
+    ideal = rows * (AIM / max(locked, timedelta(microseconds=1)))
+    return int(max(FEWEST, min(MOST, 4 * rows, ideal)))
 
 
-AfterSlice = Callable[[int, int], None]
-"""Called with the number of slices done and of all slices, to show progress, or to stop by raising an exception."""
+class Row(Func):
+    """Several values as one, which SQL compares from the left to the right: ``(a, b) > (1, 2)``."""
+
+    template = "(%(expressions)s)"
+    output_field = BooleanField()  # what a comparison of two rows is; a row itself is never selected
+
+
+AfterSlice = Callable[[int, Slice], None]
+"""Called with the number of rows in the slices done so far and the slice done last, to show progress, or to stop by
+raising an exception."""
 
 
 def log_plainly(level: int, event: str, **fields: Any) -> None:
     """Log ``event key=value ...``."""
     logger.log(level, " ".join((event, *(f"{key}={value}" for key, value in fields.items()))))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counted:
+    """What a slice did, for the one who counts it."""
+
+    rows: int
+    """How many changed."""
+    locked: timedelta
+    """How long they have been locked."""
+    skipped: bool
+    """Whether rows that another transaction had locked may have been left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,39 +104,77 @@ class Change:
 
     rows: QuerySet[Any]
     """The rows that qualify. Each UPDATE applies this condition again."""
+    order: tuple[str, ...] = ("pk",)
+    """The fields to walk the rows by: together unique, and the order of an index of the rows that qualify."""
     values: Mapping[str, Any]
     """The new values of their fields."""
-    count: Callable[[int, timedelta], bool]
-    """Called last in the same transaction with the number of rows and how long they have been locked. When it returns
-    False, the slice is rolled back."""
+    count: Callable[[Counted], bool]
+    """Called last in the same transaction. When it returns False, the slice is rolled back."""
     before: Callable[[QuerySet[Any]], object] = lambda rows: None
     """Called first in the same transaction with the rows that will change. It must lock them, and no row may start to
     qualify afterwards, so that the UPDATE changes the same rows."""
+    throttle: float = 0
+    """Pause after each slice for so many times as long as it took, for replicas that lag."""
     log: Callable[..., None] = log_plainly
     """Called with a level, an event name and fields when a slice is retried or fails."""
 
+    def walk(self, *, size: Callable[[], int | None], after: Position | None = None) -> Iterator[Slice]:
+        """Cut the rows into slices, each when it is asked for: so the first is there at once, however many rows follow.
+
+        A row that qualifies later, at a position that was passed, is in none of them. Rows that were changed are not
+        read again, also while their dead entries are still in the index.
+
+        Args:
+            size: called before each slice: how many rows it should have; None ends the walk.
+            after: where to begin: what an earlier slice went up to.
+        """
+        while (rows := size()) and (keys := self._cut(after, rows)):
+            yield keys
+            after = keys.upto
+
+    def _cut(self, after: Position | None, size: int) -> Slice | None:
+        rest = self._within(after)
+        positions = rest.order_by(*self.order).values_list(*self.order)
+        if found := list(positions[size - 1 : size]):
+            return Slice(after, found[0], size)
+        last = positions.reverse().first()
+        return Slice(after, last, rest.count()) if last else None
+
+    def _within(self, after: Position | None, upto: Position | None = None) -> QuerySet[Any]:
+        rows = self.rows
+        if after is not None:
+            rows = rows.filter(GreaterThan(Row(*self.order), self._row(after)))
+        if upto is not None:
+            rows = rows.filter(LessThanOrEqual(Row(*self.order), self._row(upto)))
+        return rows
+
+    def _row(self, position: Position) -> Row:
+        fields = position_fields(self.rows, self.order)
+        return Row(*(Value(value, output_field=field) for value, field in zip(position, fields, strict=True)))
+
     def on_each(
-        self, slices: Sequence[Slice], *, after_slice: AfterSlice = lambda done, total: None, jobs: int = 1
+        self, slices: Iterable[Slice], *, after_slice: AfterSlice = lambda done, keys: None, jobs: int = 1
     ) -> int:
         """Change the slices, ``jobs`` at a time; returns how many rows changed.
 
         A slice that fails does not stop the others; when all have run, the first error is raised. A lost connection to
         the database stops them at once. ``after_slice`` is called in this thread.
         """
-        changed = 0
+        changed = done = 0
         errors: list[DatabaseError] = []
-        with closing(side_by_side(self._outcomes, slices, jobs=max(1, min(jobs, len(slices))))) as outcomes:
-            for done, outcome in enumerate(outcomes, start=1):
+        with closing(side_by_side(self._outcomes, slices, jobs=jobs)) as outcomes:
+            for keys, outcome in outcomes:
                 if isinstance(outcome, DatabaseError):
                     errors.append(outcome)
                 else:
                     changed += outcome
-                after_slice(done, len(slices))
+                done += keys.rows
+                after_slice(done, keys)
         if errors:
             raise errors[0]
         return changed
 
-    def _outcomes(self, slices: Iterator[Slice]) -> Results[int | DatabaseError]:
+    def _outcomes(self, slices: Iterator[Slice]) -> Results[tuple[Slice, int | DatabaseError]]:
         for keys in slices:
             outcome: int | DatabaseError
             try:
@@ -121,7 +183,7 @@ class Change:
                 if not connection.is_usable():
                     raise
                 outcome = error
-            yield outcome
+            yield keys, outcome
 
     def on(self, keys: Slice) -> int:
         """Change the rows of one slice, in one short transaction; returns how many.
@@ -133,19 +195,20 @@ class Change:
         Raises:
             DatabaseError: the slice failed after its retries, and changed nothing.
         """
-        rows = self.rows.filter(pk__gte=keys.first, pk__lte=keys.last)
+        rows = self._within(keys.after, keys.upto)
         skip_locked = False
         for attempt in range(1, ATTEMPTS + 1):
+            started = time.monotonic()
             try:
-                return self._attempt(rows, skip_locked=skip_locked)
+                changed = self._attempt(rows, skip_locked=skip_locked)
             except DatabaseError as error:
                 state = getattr(error.__cause__, "sqlstate", None)
                 again = state in RETRIED and attempt < ATTEMPTS
                 self.log(
                     logging.INFO if again else logging.WARNING,
                     "slice_retried" if again else "slice_failed",
-                    first=keys.first,
-                    last=keys.last,
+                    after=keys.after and keys.after[-1],
+                    upto=keys.upto[-1],
                     attempt=attempt,
                     error=type(error).__name__,
                     sqlstate=state,
@@ -156,6 +219,10 @@ class Change:
                     if skip_locked:  # then the lock is not on a row of this slice
                         time.sleep(PAUSE)
                     skip_locked = True
+            else:
+                if self.throttle:
+                    time.sleep(min(LONGEST_PAUSE, self.throttle * (time.monotonic() - started)))
+                return changed
         raise AssertionError("unreachable")
 
     def _attempt(self, rows: QuerySet[Any], *, skip_locked: bool) -> int:
@@ -170,8 +237,15 @@ class Change:
                 rows = rows.model._default_manager.filter(pk__in=list(locked))
             self.before(rows)
             changed = rows.update(**self.values)
+            took = timedelta(seconds=time.monotonic() - started)
             # Last, because concurrent slices wait for each other's row lock here, until the commit.
-            if not self.count(changed, timedelta(seconds=time.monotonic() - started)):
+            if not self.count(Counted(rows=changed, locked=took, skipped=skip_locked)):
                 transaction.set_rollback(True)
                 return 0
         return changed
+
+
+def position_fields(rows: QuerySet[Any], order: Iterable[str]) -> list[Any]:
+    """The model fields that the rows are walked by."""
+    options = rows.model._meta
+    return [options.pk if name == "pk" else options.get_field(name) for name in order]

@@ -2,7 +2,7 @@
 
 import mmap
 import time
-from collections.abc import Sequence
+from itertools import islice
 from math import ceil
 from typing import Any
 
@@ -19,11 +19,13 @@ from accounts import delivery, ledger, notices, ping, services
 from accounts.base_tasks import BaseTask, RedeliveredTask, RunTask, WrongArguments
 from accounts.mailer import MailServerAwayError
 from accounts.models import Account, ExpiryRun, Notice
-from accounts.slices import Slice
+from accounts.slices import Position, Slice, position_fields
 
 
 @shared_task(name="accounts.expire_trials", base=BaseTask, bind=True, ignore_result=True)
-def expire_trials(self: BaseTask, *, batch_size: int = services.BATCH_SIZE, max_accounts: int | None = None) -> None:
+def expire_trials(
+    self: BaseTask, *, batch_size: int | None = None, max_accounts: int | None = None, throttle: float = 0
+) -> None:
     """Expire every due trial, in several slices on all free workers. See ``services.expire_trials``."""
     ping.started()
     try:
@@ -32,56 +34,99 @@ def expire_trials(self: BaseTask, *, batch_size: int = services.BATCH_SIZE, max_
             now=timezone.now(),
             batch_size=batch_size,
             max_accounts=max_accounts,
+            throttle=throttle,
             task_id=self.request.id or "",
             run_slices=run_on_workers,
         )
-    except services.RunPaused:  # logged already; an operator's decision is no failure
+    except services.NothingToDo:  # logged already, and no failure
         ping.succeeded()
 
 
-def run_on_workers(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-    """Run a single slice in this task, and several as one task each; ``finish_run`` then closes the run.
+WAVE = 100
+"""The most messages of a run that wait in the broker at a time."""
+
+FIRST_WAVE = 4
+"""So many slices go ahead while nothing is known of how long they take."""
+
+
+def run_on_workers(run: ExpiryRun) -> None:
+    """Run a single slice in this task, and more of them in waves of one message each; the last wave closes the run."""
+    # Without a result backend no chord can detect that all slices are done.
+    if run.due_count <= run.size or isinstance(current_app.backend, DisabledBackend):
+        services.run_here(run)
+    else:
+        send_wave(run, most=WAVE if run.batch_size else FIRST_WAVE)
+
+
+def send_wave(run: ExpiryRun, *, most: int, after: Position | None = None) -> None:
+    """Cut the next slices of the run and send them; when there are none, close the run.
 
     One message for each slice. Four slices in a message, measured with 64 slices, took a tenth less CPU time, but a
     slice that kills its process would also fail the others in its message.
     """
-    # Without a result backend no chord can detect that all slices are done.
-    if len(slices) <= 1 or isinstance(current_app.backend, DisabledBackend):
-        services.run_here(run, slices)
-    else:
-        chord(
-            [expire_slice.si(run_id=run.pk, first=keys.first, last=keys.last) for keys in slices],
-            finish_run.si(run_id=run.pk),
-        ).delay()
+    size = run.size
+    wave = list(islice(services.slices_of(run, after=after), most))
+    if not wave:
+        ledger.finish_run(run_id=run.pk)
+        return
+    following = continue_run.si(run_id=run.pk, after=wave[-1].upto, size=size)
+    # Also after a slice that failed: it must not keep the following ones from their turn.
+    chord(
+        [expire_slice.si(run_id=run.pk, after=keys.after, upto=keys.upto) for keys in wave],
+        following.on_error(following.clone()),
+    ).delay()
 
 
 @shared_task(name="accounts.expire_slice", base=RunTask, ignore_result=False)
-def expire_slice(*, run_id: int, first: Any, last: Any) -> int:
-    """Expire one slice of a run: the due accounts with keys from ``first`` to ``last``.
+def expire_slice(*, run_id: int, after: Any, upto: Any) -> int:
+    """Expire one slice of a run: the due accounts after one position and up to another.
 
     Returns how many; the chord uses the result only to detect that the slice is done.
     """
+    run = run_with(run_id)
+    keys = Slice(None if after is None else position("after", after), position("upto", upto))
+    return services.expire_slice(run=run, keys=keys)
+
+
+@shared_task(name="accounts.continue_run", base=RunTask, ignore_result=True)
+def continue_run(*, run_id: int, after: Any, size: int) -> None:
+    """Send the next slices of a run, after the position that the last ones went up to; close it when there are none.
+
+    When its message is delivered twice, two tasks send the same slices, of which each account expires in one.
+
+    Args:
+        size: how many accounts the last slices had. While the run still learns to take many more, few are sent.
+    """
+    run = run_with(run_id)
+    has_learnt = run.batch_size is not None or run.slice_size < 2 * size
+    send_wave(run, most=WAVE if has_learnt else FIRST_WAVE, after=position("after", after))
+
+
+def run_with(run_id: int) -> ExpiryRun:
+    """The run; raises WrongArguments when there is none."""
     run = ExpiryRun.objects.filter(pk=run_id).first()
     if run is None:
         raise WrongArguments(f"There is no run {run_id}: it was deleted, or pruned. Nothing was changed.")
-    return services.expire_slice(run=run, keys=Slice(account_key("first", first), account_key("last", last)))
+    return run
 
 
-def account_key(name: str, value: Any) -> Any:
-    """Convert an argument of a task from JSON to the primary key of an account; raises WrongArguments."""
+def position(name: str, value: Any) -> Position:
+    """Convert an argument of a task from JSON to a position among the due accounts: the end of a trial, and a key.
+
+    Raises:
+        WrongArguments: it is none.
+    """
+    fields = position_fields(Account.objects.all(), services.WALK)
     try:
-        key = Account._meta.pk.to_python(value)
-    except (ValidationError, OverflowError):  # overflow: infinity
-        key = None
-    if key is None:
-        raise WrongArguments(f"{name} must be the key of an account, not {value!r:.40}. Nothing was changed.")
-    return key
-
-
-@shared_task(name="accounts.finish_run", base=RunTask, ignore_result=True)
-def finish_run(*, run_id: int) -> None:
-    """Close a run whose slices are all done."""
-    ledger.finish_run(run_id=run_id)
+        found = tuple(field.to_python(part) for field, part in zip(fields, value, strict=True))
+        is_one = None not in found and timezone.is_aware(found[0])
+    except (AttributeError, TypeError, ValueError, ValidationError, OverflowError):  # overflow: infinity
+        is_one = False
+    if not is_one:
+        raise WrongArguments(
+            f"{name} must be the end of a trial and the key of an account, not {value!r:.60}. Nothing was changed."
+        )
+    return found
 
 
 @receiver(ledger.trials_expired)
@@ -94,7 +139,7 @@ def tell_monitor_of_success(run: ExpiryRun, **_: Any) -> None:
 @task_failure.connect
 def tell_monitor_of_failure(sender: Any, **_: Any) -> None:
     """Ping the monitor when a task of a run has failed for good, or its run was refused."""
-    if sender in (expire_trials, expire_slice, finish_run):
+    if sender in (expire_trials, expire_slice, continue_run):
         ping.failed()
 
 

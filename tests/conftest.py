@@ -18,6 +18,7 @@ import pytest
 import redis
 from celery.result import AsyncResult
 from django.conf import settings as django_settings
+from django.core.cache import cache
 from django.db import connection
 from django.db.backends.postgresql.operations import DatabaseOperations
 from playwright.sync_api import Browser, sync_playwright
@@ -41,9 +42,10 @@ def now() -> datetime:
 
 
 @pytest.fixture(autouse=True)
-def on_hold_is_asked_again() -> None:
-    """Forget what the previous test's database said; a process asks once a minute."""
+def the_database_is_asked_again() -> None:
+    """Forget what the previous test's database said; a process asks some questions once a minute or an hour."""
     access._is_on_hold.cache_clear()
+    cache.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -46,7 +46,7 @@ def test_from_the_slice_task_to_the_update_are_at_most_five_frames() -> None:
     run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now())
 
     with frames_at_the_update("expire_slice") as frames:
-        key = Account.objects.get().pk
-        tasks.expire_slice.run(run_id=run.pk, first=key, last=key)
+        account = Account.objects.get()
+        tasks.expire_slice.run(run_id=run.pk, after=None, upto=[account.trial_ends_at.isoformat(), account.pk])
 
     assert frames == ["expire_slice", "expire_slice", "on", "_attempt"]

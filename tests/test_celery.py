@@ -110,10 +110,10 @@ def test_every_name_in_the_schedule_is_a_task_that_workers_know(tick: PeriodicTa
 
 
 def test_the_tasks_have_the_names_that_messages_and_schedules_rely_on() -> None:
-    assert [task.name for task in (tasks.expire_trials, tasks.expire_slice, tasks.finish_run)] == [
+    assert [task.name for task in (tasks.expire_trials, tasks.expire_slice, tasks.continue_run)] == [
         "accounts.expire_trials",
         "accounts.expire_slice",
-        "accounts.finish_run",
+        "accounts.continue_run",
     ]
 
 
@@ -150,7 +150,8 @@ def test_without_a_result_backend_the_slices_run_in_the_task_itself(monkeypatch:
 # --- Arguments ---
 
 NUMBER = "must be a whole number from 1 to 2147483647, not"
-KEY = "must be the key of an account, not"
+POSITION = "must be the end of a trial and the key of an account, not"
+HERE = ["2026-03-01T12:00:00Z", 2]
 
 
 @pytest.mark.parametrize(
@@ -161,20 +162,23 @@ KEY = "must be the key of an account, not"
         (tasks.expire_trials, {"batch_size": "5"}, f"batch_size {NUMBER} '5'."),
         (tasks.expire_trials, {"batch_size": 1.5}, f"batch_size {NUMBER} 1.5."),
         (tasks.expire_trials, {"batch_size": True}, f"batch_size {NUMBER} True."),
-        (tasks.expire_trials, {"batch_size": None}, f"batch_size {NUMBER} None."),
+        (tasks.expire_trials, {"throttle": -1}, "throttle must be a number from 0 to 100, not -1."),
+        (tasks.expire_trials, {"throttle": "1"}, "throttle must be a number from 0 to 100, not '1'."),
+        (tasks.expire_trials, {"throttle": float("nan")}, "throttle must be a number from 0 to 100, not nan."),
         (tasks.expire_trials, {"batch_size": 10**30}, f"batch_size {NUMBER} 1000"),
         (tasks.expire_trials, {"batch_size": float("nan")}, f"batch_size {NUMBER} nan."),
         (tasks.expire_trials, {"batch_size": [1]}, f"batch_size {NUMBER} [1]."),
         (tasks.expire_trials, {"max_accounts": 0}, f"max_accounts {NUMBER} 0."),
         (tasks.expire_trials, {"max_accounts": "all"}, f"max_accounts {NUMBER} 'all'."),
         (tasks.expire_trials, {"bach_size": 5}, "got an unexpected keyword argument 'bach_size'."),
-        (tasks.expire_slice, {"first": 1, "last": 2}, "missing a required argument: 'run_id'."),
-        (tasks.expire_slice, {"run_id": 1}, "missing a required argument: 'first'."),
-        (tasks.expire_slice, {"run_id": "x", "first": 1, "last": 2}, f"run_id {NUMBER} 'x'."),
-        (tasks.expire_slice, {"run_id": 404, "first": 1, "last": 2}, "There is no run 404: it was deleted, or pruned."),
-        (tasks.expire_slice, {"run_id": None, "first": 1, "last": 2}, f"run_id {NUMBER} None."),
-        (tasks.finish_run, {}, "missing a required argument: 'run_id'."),
-        (tasks.finish_run, {"run_id": 0}, f"run_id {NUMBER} 0."),
+        (tasks.expire_slice, {"after": None, "upto": HERE}, "missing a required argument: 'run_id'."),
+        (tasks.expire_slice, {"run_id": 1}, "missing a required argument: 'after'."),
+        (tasks.expire_slice, {"run_id": "x", "after": None, "upto": HERE}, f"run_id {NUMBER} 'x'."),
+        (tasks.expire_slice, {"run_id": 404, "after": None, "upto": HERE}, "There is no run 404: it was deleted, or"),
+        (tasks.expire_slice, {"run_id": None, "after": None, "upto": HERE}, f"run_id {NUMBER} None."),
+        (tasks.continue_run, {"after": HERE, "size": 1}, "missing a required argument: 'run_id'."),
+        (tasks.continue_run, {"run_id": 0, "after": HERE, "size": 1}, f"run_id {NUMBER} 0."),
+        (tasks.continue_run, {"run_id": 404, "after": HERE, "size": 1}, "There is no run 404: it was deleted, or"),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
@@ -188,14 +192,20 @@ def test_wrong_arguments_are_refused_in_a_sentence(task: BaseTask, arguments: di
     assert not ExpiryRun.objects.exists()
 
 
-@pytest.mark.parametrize("key", [None, "x", [], {}, float("inf"), float("nan")], ids=str)
-def test_a_slice_that_begins_or_ends_at_no_key_is_refused(key: Any) -> None:
+NO_POSITIONS = [
+    *("x", [], {}, 7, float("inf"), [HERE], [HERE[0]], [*HERE, 3], ["yesterday", 2], ["2026-03-01T12:00:00", 2]),
+    *([HERE[0], "x"], [HERE[0], None], [None, 2], [HERE[0], float("inf")], [HERE[0], float("nan")], [5, 2]),
+]
+
+
+@pytest.mark.parametrize("value", NO_POSITIONS, ids=str)
+def test_a_slice_that_begins_or_ends_nowhere_is_refused(value: Any) -> None:
     accounts_due_by_the_real_clock(1)
     run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now(), cutoff=timezone.now())
 
-    for name in ("first", "last"):
-        with pytest.raises(WrongArguments, match=re.escape(f"{name} {KEY} {key!r}. Nothing was changed.")):
-            tasks.expire_slice(**{"run_id": run.pk, "first": 1, "last": 10**6, name: key})
+    for name in ("after", "upto"):
+        with pytest.raises(WrongArguments, match=re.escape(f"{name} {POSITION} {value!r:.60}. Nothing was changed.")):
+            tasks.expire_slice(**{"run_id": run.pk, "after": None, "upto": HERE, name: value})
 
     assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 0
 
@@ -237,24 +247,24 @@ def test_a_single_slice_needs_no_chord_and_what_is_refused_is_one_line(
         accounts_due_by_the_real_clock(3)
         send("accounts.expire_trials")
         send("accounts.expire_trials", kwargs={"batch_size": 0})
-        send("accounts.expire_slice", kwargs={"run_id": 404, "first": 1, "last": 2})
+        send("accounts.expire_slice", kwargs={"run_id": 404, "after": None, "upto": HERE})
         send("accounts.expire_slice", kwargs={"run_id": [1]})
         refused = wait_for("the refusal", ExpiryRun.objects.filter(status=ExpiryRun.Status.REFUSED).first)
         running = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now(), cutoff=timezone.now())
-        send("accounts.expire_slice", kwargs={"run_id": running.pk, "first": "x", "last": 2})
+        send("accounts.expire_slice", kwargs={"run_id": running.pk, "after": "x", "upto": HERE})
         failed = wait_for("its run to fail", ExpiryRun.objects.filter(status=ExpiryRun.Status.FAILED).first)
 
     assert (run.path, run.status, run.task_id) == (ExpiryRun.Path.CELERY, ExpiryRun.Status.SUCCEEDED, task.id)
     assert (run.slice_count, run.expired_count) == (1, 2)
     assert (refused.due_count, refused.expired_count) == (3, 0)
-    assert failed.error == f"WrongArguments: first {KEY} 'x'. Nothing was changed."
+    assert failed.error == f"WrongArguments: after {POSITION} 'x'. Nothing was changed."
     reasons = re.findall(r' task_refused .* error="(.*)"', log.read_text())
     assert reasons.pop(0).startswith("Refused: 3 accounts are due and at most 2 may expire in one run.")
     assert reasons == [
         f"batch_size {NUMBER} 0. Nothing was changed.",
         "There is no run 404: it was deleted, or pruned. Nothing was changed.",
-        "The arguments of the task are wrong: missing a required argument: 'first'. Nothing was changed.",
-        f"first {KEY} 'x'. Nothing was changed.",
+        "The arguments of the task are wrong: missing a required argument: 'after'. Nothing was changed.",
+        f"after {POSITION} 'x'. Nothing was changed.",
     ]
     assert "Retry in" not in log.read_text()
     assert "Traceback" not in log.read_text()

@@ -97,7 +97,7 @@ class Terminal(StringIO):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "progress"), [(2, "\r1 of 2 slices\r2 of 2 slices\n"), (4, "")], ids=["two slices", "one slice"]
+    ("batch_size", "progress"), [(2, "\r2 of 4 accounts\r4 of 4 accounts\n"), (4, "")], ids=["two slices", "one slice"]
 )
 def test_progress_is_shown_on_a_terminal_when_there_is_more_than_one_slice(batch_size: int, progress: str) -> None:
     accounts_due_by_the_real_clock(4)
@@ -196,7 +196,7 @@ class DeletesTheRun(Terminal):
     """A terminal that deletes the ledger when progress is shown."""
 
     def write(self, text: str) -> int:
-        if "1 of 2" in text:
+        if "2 of 4" in text:
             with connection.cursor() as cursor:
                 cursor.execute("DELETE FROM accounts_expiryrun")
         return super().write(text)

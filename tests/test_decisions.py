@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from functools import partial
 from io import StringIO
 from threading import Barrier
-from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission
@@ -126,9 +125,9 @@ def test_a_pause_is_said_and_no_alarm_and_leaves_time_after_it(hours: float, row
 def test_a_run_in_progress_goes_on_when_the_runs_are_paused(now: datetime) -> None:
     make_accounts(2, ended=10 * DAY, now=now)
 
-    def pause_first(run: ExpiryRun, slices: Any) -> None:
+    def pause_first(run: ExpiryRun) -> None:
         pause()
-        services.run_here(run, slices)
+        services.run_here(run)
 
     assert expire(now, run_slices=pause_first).expired_count == 2
     with pytest.raises(RunPaused):
@@ -231,7 +230,7 @@ def test_run_now_stops_in_time_and_says_what_is_left(monkeypatch: pytest.MonkeyP
     assert said == (
         f"Run {run.pk} expired 2 of 5 due accounts. Run now again for the rest, or leave it to the next tick."
     )
-    assert (run.status, run.error) == ("interrupted", "Stopped after -1 seconds in the admin, 1 of 3 slices done.")
+    assert (run.status, run.error) == ("interrupted", "Stopped after -1 seconds in the admin, 2 of 5 accounts done.")
     assert Decision.objects.get().run == run
 
 

@@ -12,7 +12,6 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts import events, services
 from accounts.models import Account, AccountEvent, ExpiryRun
-from accounts.slices import plan
 from sandbox.servers import wait_for
 from tests.factories import AccountFactory, make_accounts
 from tests.locks import Sql, meanwhile, trigger_on_update, wait_until_blocked
@@ -222,8 +221,7 @@ def test_a_payment_that_waits_for_an_undo_records_what_the_undo_left(
 def test_payments_extensions_and_undos_at_once_leave_true_events(now: datetime) -> None:
     make_accounts(300, ended=10 * DAY, now=now)
     keys = list(Account.objects.order_by("pk").values_list("pk", flat=True))
-    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
-    slices, _ = plan(Account.objects.due(now), size=7)
+    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now, due_count=300, batch_size=7)
     done: dict[str, list[int]] = {"activated": [], "extended": [], "canceled": []}
 
     def change_some() -> None:
@@ -242,7 +240,7 @@ def test_payments_extensions_and_undos_at_once_leave_true_events(now: datetime) 
         return services.undo_run(run=run, now=now, by="ann", batch_size=11)
 
     with (
-        meanwhile(partial(services.run_here, run, slices)),
+        meanwhile(partial(services.run_here, run)),
         meanwhile(undo_once_it_began) as undone,
         meanwhile(change_some),
     ):

@@ -73,7 +73,7 @@ def test_slices_run_three_at_a_time_and_every_account_expires_once(
     run = expire(now, batch_size=3, run_slices=partial(services.run_here, jobs=3, after_slice=tell))
 
     assert (run.status, run.due_count, run.expired_count, run.jobs) == (ExpiryRun.Status.SUCCEEDED, 18, 18, 3)
-    assert told == [(done, 6, threading.current_thread()) for done in range(1, 7)]
+    assert told == [(done, 18, threading.current_thread()) for done in range(3, 19, 3)]
     assert Account.objects.filter(status=Account.TRIAL_EXPIRED, expiry_run=run).count() == 18
     assert services.undo_run(run=run, now=now, by="ann", batch_size=3, jobs=3) == 18
     assert_ledger_is_true()
@@ -148,7 +148,9 @@ def test_what_fails_a_run_with_one_job_fails_it_with_three(
     assert message.startswith("The run failed: ")
     assert error in message
     assert "\n" not in message
-    assert 1 <= sum("slice_failed" in record.getMessage() for record in caplog.records) <= 3  # one of each thread
+    # One of each thread; without a connection no slice was cut.
+    failed = sum("slice_failed" in record.getMessage() for record in caplog.records)
+    assert (0 if cause == let_nobody_connect else 1) <= failed <= 3
     assert message.endswith("smaller --jobs: it needs 4.") is (cause == let_nobody_connect)
     assert expire(now).expired_count == 12 - run.expired_count
     assert_ledger_is_true()

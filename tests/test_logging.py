@@ -104,7 +104,7 @@ def test_a_run_that_succeeded_is_one_line(now: datetime, caplog: pytest.LogCaptu
 def test_every_other_end_of_a_run_is_one_line_too(
     now: datetime, caplog: pytest.LogCaptureFixture, path: ExpiryRun.Path, refused: str, failed: str
 ) -> None:
-    def raise_error(run: ExpiryRun, slices: object) -> None:
+    def raise_error(run: ExpiryRun) -> None:
         raise error
 
     make_accounts(2, ended=10 * DAY, now=now)
@@ -114,7 +114,7 @@ def test_every_other_end_of_a_run_is_one_line_too(
         for error in (RuntimeError("no"), KeyboardInterrupt()):
             with pytest.raises(type(error)):
                 expire(now, path=path, run_slices=raise_error)
-        dead = expire(now, path=path, run_slices=lambda run, slices: None)
+        dead = expire(now, path=path, run_slices=lambda run: None)
         ExpiryRun.objects.filter(pk=dead.pk).update(heartbeat=dead.heartbeat - ledger.SILENT_FOR)
         undone = expire(now, path=path)
         services.undo_run(run=undone, now=now, by="ann@example.com")
@@ -151,8 +151,7 @@ def test_a_slice_that_fails_is_a_line_that_quotes_nothing_of_the_database(
         "message": "slice_failed",
         "run": run.pk,
         "path": "celery",
-        "first": poison.pk - 1,
-        "last": poison.pk,
+        "upto": poison.pk,
         "attempt": 1,
         "error": "IntegrityError",
         "sqlstate": "23505",
@@ -186,4 +185,4 @@ def test_a_worker_writes_the_same_lines(celery: Process, send: Send, tmp_path: P
     every_line = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     told = next(line for line in every_line if line["message"] == "expiry_run")
     assert (told["level"], told["path"], told["expired"], told["task_id"]) == ("INFO", "celery", 3, task_id)
-    assert any(line["message"].startswith("Task accounts.finish_run") for line in every_line)
+    assert any(line["message"].startswith("Task accounts.continue_run") for line in every_line)

@@ -90,7 +90,7 @@ def test_the_task_tells_its_start_and_how_its_run_ended(monitor: Monitor) -> Non
     assert monitor.told() == ["/S3CRET/start", "/S3CRET"]
 
     run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now())
-    tasks.finish_run.apply(kwargs={"run_id": run.pk})
+    tasks.continue_run.apply(kwargs={"run_id": run.pk, "after": ["2026-03-01T12:00:00Z", 1], "size": 2})
     assert monitor.told() == ["/S3CRET"]
 
     error = RuntimeError("the lights went out")

@@ -2,7 +2,7 @@
 
 import re
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -13,8 +13,8 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import health, ledger, services
-from accounts.models import Account, ExpiryRun
-from accounts.services import TooManyDue, WrongClock
+from accounts.models import LATEST_END, Account, ExpiryRun
+from accounts.services import AlreadyRunning, TooManyDue, WrongClock
 from accounts.slices import Slice
 from accounts.words import moment
 from tests.factories import AccountFactory, make_accounts
@@ -102,7 +102,7 @@ def test_a_second_run_is_a_no_op_and_recorded(now: datetime) -> None:
 def test_finding_nothing_takes_a_handful_of_queries(
     now: datetime, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
-    with django_assert_max_num_queries(9):
+    with django_assert_max_num_queries(11):
         expire(now)
 
 
@@ -110,8 +110,9 @@ def test_a_slice_touches_only_its_own_accounts(now: datetime) -> None:
     make_accounts(6, ended=10 * DAY, now=now)
     accounts = list(Account.objects.order_by("pk"))
 
-    def only_the_middle_one(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        assert services.expire_slice(run=run, keys=slices[1]) == 2
+    def only_the_middle_one(run: ExpiryRun) -> None:
+        _, middle, _ = services.slices_of(run)
+        assert services.expire_slice(run=run, keys=middle) == 2
 
     run = expire(now, batch_size=2, run_slices=only_the_middle_one)
 
@@ -119,9 +120,9 @@ def test_a_slice_touches_only_its_own_accounts(now: datetime) -> None:
 
 
 def test_an_account_created_after_the_plan_hides_none_that_was_planned(now: datetime) -> None:
-    def with_a_newcomer(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+    def with_a_newcomer(run: ExpiryRun) -> None:
         AccountFactory.create(created=now)
-        services.run_here(run, slices)
+        services.run_here(run)
 
     make_accounts(3, ended=10 * DAY, now=now)
 
@@ -231,10 +232,10 @@ def test_a_slice_obeys_the_grace_that_the_run_recorded(now: datetime, settings: 
     make_accounts(2, ended=timedelta(days=10), now=now)
     make_accounts(2, ended=timedelta(hours=12), now=now)
 
-    def on_a_worker_without_grace(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+    def on_a_worker_without_grace(run: ExpiryRun) -> None:
         settings.TRIAL_GRACE_DAYS = 0
         run = ExpiryRun.objects.get(pk=run.pk)
-        everybody = Slice(slices[0].first, Account.objects.latest("pk").pk)
+        everybody = Slice(None, (LATEST_END, 0))
         assert services.expire_slice(run=run, keys=everybody) == 2
 
     run = expire(now, max_accounts=2, run_slices=on_a_worker_without_grace)
@@ -294,7 +295,8 @@ def test_a_long_error_is_cut_and_stored_without_control_characters(now: datetime
 
 
 def test_a_slice_that_runs_twice_and_late_counts_nothing_twice(now: datetime) -> None:
-    def twice_and_late(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+    def twice_and_late(run: ExpiryRun) -> None:
+        slices = list(services.slices_of(run))
         for keys in [*slices, *reversed(slices)]:
             services.expire_slice(run=run, keys=keys)
         ledger.finish_run(run_id=run.pk)
@@ -319,10 +321,12 @@ def test_an_account_that_changes_before_its_slice_is_not_expired(
     first = AccountFactory.create(created=now - timedelta(days=62))
     last = AccountFactory.create(created=now - timedelta(days=62))
 
-    def with_a_change_between(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        services.expire_slice(run=run, keys=slices[0])
+    def with_a_change_between(run: ExpiryRun) -> None:
+        one, two = services.slices_of(run)
+        services.expire_slice(run=run, keys=one)
         assert change(last)
-        services.run_here(run, slices[1:])
+        services.expire_slice(run=run, keys=two)
+        ledger.finish_run(run_id=run.pk)
 
     run = expire(now, batch_size=1, run_slices=with_a_change_between)
 
@@ -345,8 +349,8 @@ def test_a_payment_after_the_slice_wins_and_the_account_keeps_its_run(now: datet
 
 
 def test_a_run_that_fails_is_recorded_with_its_error_and_keeps_what_it_did(now: datetime) -> None:
-    def fail_after_one(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        services.expire_slice(run=run, keys=slices[0])
+    def fail_after_one(run: ExpiryRun) -> None:
+        services.expire_slice(run=run, keys=next(services.slices_of(run)))
         raise RuntimeError("the lights went out")
 
     make_accounts(4, ended=10 * DAY, now=now)
@@ -368,7 +372,7 @@ def test_a_run_that_fails_is_recorded_with_its_error_and_keeps_what_it_did(now: 
 def test_a_failure_that_cannot_be_recorded_is_logged_and_still_raised(
     now: datetime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail_and_take_the_database_along(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+    def fail_and_take_the_database_along(run: ExpiryRun) -> None:
         gone.enter_context(connection.execute_wrapper(the_database_is_gone))
         raise RuntimeError("the lights went out")
 
@@ -387,7 +391,7 @@ def test_a_failure_that_cannot_be_recorded_is_logged_and_still_raised(
 
 
 def test_a_run_stopped_by_hand_is_recorded_as_interrupted(now: datetime) -> None:
-    def interrupt(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+    def interrupt(run: ExpiryRun) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -396,7 +400,7 @@ def test_a_run_stopped_by_hand_is_recorded_as_interrupted(now: datetime) -> None
     assert ExpiryRun.objects.get().status == ExpiryRun.Status.INTERRUPTED
 
 
-def left_to_others(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+def left_to_others(run: ExpiryRun) -> None:
     """A ``run_slices`` that runs no slice."""
 
 
@@ -413,27 +417,39 @@ def test_a_silent_run_is_marked_interrupted_and_its_accounts_are_taken(now: date
     assert dead.error
 
 
-def test_a_run_that_still_gives_signs_of_life_is_left_alone(now: datetime) -> None:
+def test_a_run_of_the_same_path_that_is_alive_is_left_to_its_work(now: datetime) -> None:
+    make_accounts(2, ended=10 * DAY, now=now)
     running = expire(now, run_slices=left_to_others)
 
-    expire(now)
+    with pytest.raises(AlreadyRunning) as reason:
+        expire(now)
 
+    assert str(reason.value).startswith(f"Run {running.pk} by command is at work since ")
+    assert expire(now, path=ExpiryRun.Path.CELERY).expired_count == 2  # the other path is for when this one is stuck
     running.refresh_from_db()
     assert running.status == ExpiryRun.Status.RUNNING
 
 
+def test_a_run_without_a_slice_for_a_minute_is_not_waited_for(now: datetime) -> None:
+    make_accounts(2, ended=10 * DAY, now=now)
+    killed = expire(now, run_slices=left_to_others)
+    ExpiryRun.objects.update(heartbeat=killed.heartbeat - ledger.ALIVE_FOR)
+
+    assert expire(now).expired_count == 2
+
+    killed.refresh_from_db()
+    assert killed.status == ExpiryRun.Status.RUNNING  # it may still be alive
+
+
 def test_every_slice_is_a_sign_of_life(now: datetime) -> None:
-    def one_slice_after_a_long_wait(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+    def one_slice_after_a_long_wait(run: ExpiryRun) -> None:
         ExpiryRun.objects.update(heartbeat=run.started - ledger.SILENT_FOR)
-        services.expire_slice(run=run, keys=slices[0])
+        services.expire_slice(run=run, keys=next(services.slices_of(run)))
 
     make_accounts(2, ended=10 * DAY, now=now)
     running = expire(now, batch_size=1, run_slices=one_slice_after_a_long_wait)
 
-    expire(now)
-
-    running.refresh_from_db()
-    assert running.status == ExpiryRun.Status.RUNNING
+    assert ledger.living_run() == running
 
 
 def test_a_run_taken_for_dead_that_finishes_after_all_has_succeeded(now: datetime) -> None:
@@ -492,8 +508,10 @@ def test_a_refused_run_sends_no_signal(now: datetime, received: list[ExpiryRun])
         ({"now": datetime(2026, 3, 1)}, "now must have a time zone"),  # noqa: DTZ001 (that is the point)
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"max_accounts": 0}, "max_accounts must be at least 1, got 0"),
+        ({"throttle": -0.1}, "throttle must be a number from 0 to 100, got -0.1"),
+        ({"throttle": 100.1}, "throttle must be a number from 0 to 100, got 100.1"),
     ],
-    ids=["naive now", "batch size", "limit"],
+    ids=["naive now", "batch size", "limit", "throttle", "too much of it"],
 )
 def test_a_senseless_argument_is_refused_before_anything_happens(
     now: datetime, arguments: dict[str, object], message: str

@@ -1,6 +1,6 @@
 """Undoing a run: the service, the command, and an example with the fuse."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 from io import StringIO
@@ -13,15 +13,17 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from accounts import health, ledger, services, tasks
-from accounts.models import Account, ExpiryRun
+from accounts.models import LATEST_END, Account, ExpiryRun
 from accounts.services import TooManyDue, UndoPreview
-from accounts.slices import Slice, plan
+from accounts.slices import Slice
 from sandbox.servers import wait_for
 from tests.factories import AccountFactory, NoticeFactory, make_accounts
 from tests.locks import Sql, meanwhile, trigger_on_update, wait_until_blocked
 from tests.runs import DAY, assert_ledger_is_true, expire
 
 pytestmark = pytest.mark.django_db
+
+ALL = Slice(None, (LATEST_END, 0))
 
 
 def undo(run: ExpiryRun, now: datetime, **options: Any) -> int:
@@ -151,10 +153,13 @@ def test_an_undo_stopped_half_way_is_taken_up_again(now: datetime) -> None:
 
 
 def test_undoing_a_run_under_way_stops_it(now: datetime) -> None:
-    def undo_after_one(run: ExpiryRun, slices: Sequence[Slice]) -> None:
-        services.expire_slice(run=run, keys=slices[0])
+    def undo_after_one(run: ExpiryRun) -> None:
+        one, *others = services.slices_of(run)
+        services.expire_slice(run=run, keys=one)
         assert undo(run, now) == 2
-        services.run_here(run, slices)
+        assert [services.expire_slice(run=run, keys=keys) for keys in others] == [0, 0]
+        assert list(services.slices_of(run)) == []
+        services.run_here(run)
 
     make_accounts(6, ended=10 * DAY, now=now)
     before = rows()
@@ -172,7 +177,7 @@ def test_a_late_slice_of_a_run_that_is_to_change_nothing_changes_nothing(now: da
     before = rows()
     run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, status=status, as_of=now, finished=now)
 
-    assert services.expire_slice(run=run, keys=Slice(first=1, last=before[-1]["id"])) == 0
+    assert services.expire_slice(run=run, keys=ALL) == 0
 
     assert rows() == before
     run.refresh_from_db()
@@ -185,7 +190,7 @@ def test_a_late_slice_of_a_run_that_was_deleted_changes_nothing(now: datetime) -
     gone = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
     ExpiryRun.objects.all().delete()
 
-    assert services.expire_slice(run=gone, keys=Slice(first=1, last=before[-1]["id"])) == 0
+    assert services.expire_slice(run=gone, keys=ALL) == 0
 
     assert rows() == before
 
@@ -245,8 +250,8 @@ def test_a_slice_that_the_undo_overtakes_is_rolled_back(
     monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")
     make_accounts(1, ended=10 * DAY, now=now)
     before = rows()
-    run = expire(now, run_slices=lambda run, slices: None)
-    (part,), _ = plan(Account.objects.due(now), size=10)
+    run = expire(now, run_slices=lambda run: None)
+    (part,) = services.slices_of(run)
     # As undo_run marks it, not yet committed: the slice, its account already updated, waits for this row.
     other.execute("UPDATE accounts_expiryrun SET status = 'undone', finished = now()")
 
@@ -318,15 +323,14 @@ def test_a_slice_that_cannot_be_undone_does_not_keep_the_others_from_it(now: dat
 def test_undos_payments_and_the_run_itself_at_once_leave_a_true_ledger(now: datetime) -> None:
     make_accounts(400, ended=10 * DAY, now=now)
     payers = list(Account.objects.order_by("pk").values_list("pk", flat=True)[::10])
-    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
-    slices, _ = plan(Account.objects.due(now), size=7)
+    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now, due_count=400, batch_size=7)
 
     def undo_once_it_began() -> int:
         wait_for("the run to expire somebody", ExpiryRun.objects.filter(expired_count__gt=0).exists)
         return undo(run, now, batch_size=11)
 
     with (
-        meanwhile(partial(services.run_here, run, slices)),
+        meanwhile(partial(services.run_here, run)),
         meanwhile(undo_once_it_began) as a,
         meanwhile(undo_once_it_began) as b,
     ):
@@ -464,7 +468,7 @@ def test_a_run_under_way_that_has_expired_nobody_yet_is_stopped(now: datetime) -
 
 
 def test_a_run_undone_while_the_command_runs_it_ends_the_command_in_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def undo_it_meanwhile(run: ExpiryRun, slices: Sequence[Slice], **_: Any) -> None:
+    def undo_it_meanwhile(run: ExpiryRun, **_: Any) -> None:
         undo(run, timezone.now(), by="ann")
 
     make_accounts(1, ended=10 * DAY, now=timezone.now())
@@ -514,4 +518,4 @@ def test_the_accounts_of_a_run_are_found_by_index(now: datetime) -> None:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE accounts_account")
 
-    assert "accounts_account_expiry_run" in Account.objects.still_expired_by(run).explain()
+    assert "accounts_account_of_run" in Account.objects.still_expired_by(run).explain()

@@ -1,7 +1,6 @@
 """Run now, from the admin: by a worker of Celery where one lives, else in this process for a few seconds."""
 
 import time
-from collections.abc import Sequence
 
 from django.apps import apps
 from django.db import DatabaseError
@@ -11,7 +10,6 @@ from accounts import decisions, ledger, services
 from accounts.decisions import NotPossible
 from accounts.log import one_line
 from accounts.models import Decision, ExpiryRun
-from accounts.slices import Slice
 from accounts.words import number, plural
 
 SECONDS = 5
@@ -54,16 +52,16 @@ def _here(decision: Decision) -> str:
 
     def in_bounded_time(done: int, total: int) -> None:
         if done < total and time.monotonic() > end:
-            raise OutOfTime(f"Stopped after {SECONDS} seconds in the admin, {done} of {total} slices done.")
+            raise OutOfTime(f"Stopped after {SECONDS} seconds in the admin, {done} of {total} accounts done.")
 
-    def run_slices(run: ExpiryRun, slices: Sequence[Slice]) -> None:
+    def run_slices(run: ExpiryRun) -> None:
         started.append(run)
         decisions.record_run(decision, run)
-        services.run_here(run, slices, after_slice=in_bounded_time)
+        services.run_here(run, after_slice=in_bounded_time)
 
     try:
-        services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now(), run_slices=run_slices)
-    except (services.RunRefused, services.RunPaused) as refusal:
+        services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now(), look_at_all=True, run_slices=run_slices)
+    except (services.RunRefused, services.NothingToDo) as refusal:
         raise NotPossible(str(refusal)) from None
     except DatabaseError as error:
         reason = one_line(str(error), most=500)

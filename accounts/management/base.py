@@ -16,8 +16,7 @@ from accounts.log import one_line
 from accounts.management import options as types
 from accounts.models import ExpiryRun
 from accounts.notices import TooManyNotices
-from accounts.services import RunRefused
-from accounts.slices import AfterSlice
+from accounts.services import Progress, RunRefused
 
 FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 1, 2, 3, 130
 
@@ -44,13 +43,19 @@ class TrialCommand(BaseCommand):
         return parser
 
     def add_batch_size(self, parser: CommandParser, *, verb: str) -> None:
-        """Add ``--batch-size``."""
+        """Add ``--batch-size`` and ``--throttle``."""
         parser.add_argument(
             "--batch-size",
             type=types.whole_number(),
-            default=services.BATCH_SIZE,
             metavar="N",
-            help=f"Accounts {verb} in one transaction (default: %(default)s).",
+            help=f"Accounts {verb} in one transaction (default: as many as stay locked for about 0.1 s).",
+        )
+        parser.add_argument(
+            "--throttle",
+            type=types.factor(at_most=services.MOST_THROTTLE),
+            default=0,
+            metavar="F",
+            help="After each transaction, pause F times as long as it took, for replicas that lag (default: 0).",
         )
 
     def add_jobs(self, parser: CommandParser, *, what: str, over: str = "a database connection of its own") -> None:
@@ -100,13 +105,17 @@ class TrialCommand(BaseCommand):
             self.stdout.write(line)
 
     @contextmanager
-    def progress(self) -> Iterator[AfterSlice]:
+    def progress(self) -> Iterator[Progress]:
         """Yield a callback for after each slice, which shows progress and, after a signal, raises KeyboardInterrupt."""
+        is_shown = self.verbosity >= 1 and self.stdout.isatty()
+        slices = 0
         with stop_signals_deferred() as stop:
 
             def after_slice(done: int, total: int) -> None:
-                if total > 1 and self.verbosity >= 1 and self.stdout.isatty():
-                    self.stdout.write(f"\r{done} of {total} slices", ending="\n" if done == total else "")
+                nonlocal slices
+                slices += 1
+                if is_shown and (slices > 1 or done < total):
+                    self.stdout.write(f"\r{done} of {total} accounts", ending="\n" if done == total else "")
                     self.stdout.flush()
                 if stop.is_set() and done < total:
                     raise KeyboardInterrupt

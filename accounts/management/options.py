@@ -31,6 +31,18 @@ def whole_number(*, at_most: int = MOST) -> Callable[[str], int]:
     return read
 
 
+def factor(*, at_most: float) -> Callable[[str], float]:
+    """The type of a number from 0 to ``at_most``."""
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            if 0 <= (number := float(text)) <= at_most:
+                return number
+        raise ArgumentTypeError(f"it must be a number from 0 to {at_most:g}, not {quoted(text)}.")
+
+    return read
+
+
 MOST_JOBS = 64
 """PostgreSQL accepts 100 connections by default, and the web processes and workers need some of them."""
 

@@ -52,7 +52,7 @@ def test_undoing_a_run_whose_slices_are_in_the_queue_stops_them(
 ) -> None:
     def finished() -> bool:
         return (
-            re.search(r"Task accounts\.finish_run\[.*\] succeeded", (tmp_path / "worker.log").read_text()) is not None
+            re.search(r"Task accounts\.continue_run\[.*\] succeeded", (tmp_path / "worker.log").read_text()) is not None
         )
 
     before = list(Account.objects.order_by("pk").values())

@@ -30,7 +30,8 @@ class Command(TrialCommand):
             "--as-of",
             type=types.moment,
             metavar="ISO8601",
-            help="Apply the rule as of this moment, such as 2026-03-01T00:00:00Z; in the future only with --dry-run.",
+            help="Apply the rule as of this moment, such as 2026-03-01T00:00:00Z, to all trials, also those that an "
+            "earlier run was done with; in the future only with --dry-run.",
         )
         self.add_batch_size(parser, verb="expired")
         self.add_jobs(parser, what="Transactions")
@@ -44,7 +45,8 @@ class Command(TrialCommand):
             "--if-stale",
             type=types.hours,
             metavar="HOURS",
-            help="Do nothing if a run succeeded within the last HOURS: for a cron line as the fallback for Celery.",
+            help="Do nothing if a run succeeded within the last HOURS or is at work: for a cron line as the fallback "
+            "for Celery.",
         )
 
     def execute(self, *args: Any, **options: Any) -> str | None:
@@ -57,7 +59,8 @@ class Command(TrialCommand):
         *args: Any,
         dry_run: bool = False,
         as_of: datetime | None = None,
-        batch_size: int = services.BATCH_SIZE,
+        batch_size: int | None = None,
+        throttle: float = 0,
         jobs: int = 1,
         max_accounts: int | None = None,
         if_stale: float | None = None,
@@ -71,6 +74,9 @@ class Command(TrialCommand):
         if if_stale and (run := ExpiryRun.objects.succeeded_since(clock - timedelta(hours=if_stale), now=clock)):
             self.say(f"Nothing to do: a run by {run.path} succeeded at {moment(run.finished)}.")
             return
+        if if_stale and (run := ledger.living_run()):
+            self.say(f"Nothing to do: run {run.pk} by {run.path} is at work since {moment(run.started)}.")
+            return
         self.say("Search for old trial accounts...")
         if dry_run:
             self.say_what_would_happen(now, clock, limit=services.fuse_limit(max_accounts))
@@ -82,10 +88,12 @@ class Command(TrialCommand):
                     now=now,
                     batch_size=batch_size,
                     max_accounts=max_accounts,
+                    throttle=throttle,
+                    look_at_all=as_of is not None,
                     run_slices=partial(services.run_here, after_slice=after_slice, jobs=jobs),
                 )
-        except services.RunPaused as paused:  # no failure: cron would mail it every hour
-            self.say(str(paused))
+        except services.NothingToDo as reason:  # no failure: cron would mail it every hour
+            self.say(str(reason))
             return
         if run.status == ExpiryRun.Status.UNDONE:
             raise CommandError(f"Run {run.pk} was undone by {run.undone_by} while it was running.")

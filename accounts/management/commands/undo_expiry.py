@@ -52,7 +52,8 @@ class Command(TrialCommand):
         run: int,
         dry_run: bool,
         extend_days: int | None,
-        batch_size: int,
+        batch_size: int | None,
+        throttle: float,
         jobs: int,
         by: str,
         **options: Any,
@@ -77,6 +78,7 @@ class Command(TrialCommand):
                 by=by,
                 extend_days=extend_days,
                 batch_size=batch_size,
+                throttle=throttle,
                 after_slice=after_slice,
                 jobs=jobs,
             )
