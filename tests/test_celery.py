@@ -19,6 +19,8 @@ from django_celery_beat.schedulers import ModelEntry
 from accounts import tasks
 from accounts.base_tasks import BaseTask, WrongArguments
 from accounts.models import Account, ExpiryRun
+from accounts.slices import FIRST
+from accounts.tasks import FIRST_WAVE
 from project.beat import LOST, Scheduler
 from project.celery import app
 from sandbox.servers import wait_for
@@ -215,6 +217,17 @@ def test_positional_arguments_are_refused() -> None:
         tasks.expire_trials(5)
 
 
+def test_a_tick_beside_a_run_of_its_path_does_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    accounts_due_by_the_real_clock(2)
+    running = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now())
+
+    with caplog.at_level("INFO", "accounts"):
+        tasks.expire_trials.apply(throw=True)
+
+    assert f"expiry_already_running path=celery run={running.pk}" in caplog.text
+    assert ExpiryRun.objects.count() == 1
+
+
 # --- Worker and beat ---
 
 
@@ -232,6 +245,19 @@ def test_a_tick_of_beat_expires_many_slices_as_a_chord(celery: Process, tick: Pe
     assert (run.slice_count, run.expired_count) == (67, 200)
     assert Account.objects.filter(expiry_run=run, status=Account.TRIAL_EXPIRED).count() == 200
     assert "Connection to broker lost" not in (tmp_path / "worker.log").read_text()
+
+
+@pytest.mark.faults
+def test_a_run_on_workers_learns_the_size_of_its_slices(celery: Process, send: Send) -> None:
+    accounts_due_by_the_real_clock(6000)
+
+    with celery("worker", "--concurrency=2"):
+        send("accounts.expire_trials", kwargs={"throttle": 0.1})
+        run = wait_for("the run to be closed", closed_run)
+
+    assert (run.status, run.expired_count, run.throttle) == (ExpiryRun.Status.SUCCEEDED, 6000, 0.1)
+    assert run.slice_count > FIRST_WAVE
+    assert run.slice_size != FIRST
 
 
 @pytest.mark.faults

@@ -108,6 +108,27 @@ def test_progress_is_shown_on_a_terminal_when_there_is_more_than_one_slice(batch
     assert output.getvalue() == f"Search for old trial accounts...\n{progress}Expired 4 trial(s)\n"
 
 
+def test_a_second_command_beside_the_first_says_so_and_is_no_failure() -> None:
+    accounts_due_by_the_real_clock(2)
+    first = ExpiryRun.objects.create(path=ExpiryRun.Path.COMMAND, as_of=timezone.now())
+
+    assert f"Run {first.pk} by command is at work since " in run()
+
+    assert Account.objects.filter(status=Account.TRIALING).count() == 2
+    ExpiryRun.objects.update(heartbeat=first.heartbeat - ledger.ALIVE_FOR)
+    assert "Expired 2 trial(s)" in run()
+
+
+def test_the_fallback_takes_a_run_at_work_for_fresh() -> None:
+    accounts_due_by_the_real_clock(2)
+    first = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now())
+
+    assert f"Nothing to do: run {first.pk} by celery is at work since " in run("--if-stale=2")
+
+    ExpiryRun.objects.update(heartbeat=first.heartbeat - ledger.ALIVE_FOR)
+    assert "Expired 2 trial(s)" in run("--if-stale=2")
+
+
 # --- Options ---
 
 

@@ -1,10 +1,12 @@
 """The services: rule, slices, fuse, ledger and signal of a run, and the changes of one account."""
 
 import re
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from django.db import IntegrityError, OperationalError, connection
@@ -15,9 +17,10 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from accounts import health, ledger, services
 from accounts.models import LATEST_END, Account, ExpiryRun
 from accounts.services import AlreadyRunning, TooManyDue, WrongClock
-from accounts.slices import Slice
+from accounts.slices import FIRST, LONGEST_PAUSE, Slice
 from accounts.words import moment
 from tests.factories import AccountFactory, make_accounts
+from tests.locks import trigger_on_update
 from tests.runs import DAY, expire
 
 pytestmark = pytest.mark.django_db
@@ -145,6 +148,93 @@ def test_memory_does_not_grow_with_the_number_of_accounts(now: datetime) -> None
     many = peak()
 
     assert many - few < 50_000  # bytes: five for each account would already be more
+
+
+def test_a_slice_learns_its_size_from_the_one_before(now: datetime) -> None:
+    make_accounts(3000, ended=10 * DAY, now=now)
+    sizes: list[int] = []
+
+    def look(run: ExpiryRun) -> None:
+        for keys in services.slices_of(run):
+            services.expire_slice(run=run, keys=keys)
+            sizes.append(keys.rows)
+
+    run = expire(now, run_slices=look)
+
+    assert (sizes[0], sum(sizes), run.expired_count) == (FIRST, 3000, 3000)
+    assert len(set(sizes)) > 1
+    assert run.slice_size != FIRST
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_slow_slice_is_followed_by_a_smaller_one(now: datetime) -> None:
+    make_accounts(700, ended=10 * DAY, now=now)
+    first = Account.objects.order_by("pk")[0]
+
+    with trigger_on_update(first, "PERFORM pg_sleep(0.5);"):
+        run = expire(now)
+
+    assert run.longest_slice > timedelta(seconds=0.5)
+    assert run.slice_count >= 3  # 500, at most 100, and the rest
+    assert run.expired_count == 700
+
+
+def test_more_than_a_million_are_counted_as_they_expire(now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "COUNTED", 3)
+    make_accounts(7, ended=10 * DAY, now=now)
+    counted: list[int] = []
+    told: list[tuple[int, int]] = []
+
+    def look(run: ExpiryRun) -> None:
+        counted.append(run.due_count)
+        services.run_here(run, after_slice=lambda done, total: told.append((done, total)))
+
+    run = expire(now, batch_size=2, run_slices=look)
+
+    assert (counted, run.due_count, run.expired_count) == ([4], 7, 7)
+    assert [done for done, _ in told] == [2, 4, 6, 7]
+    assert all(total >= done for done, total in told)
+
+
+def test_what_is_left_of_a_large_backlog_is_estimated_by_the_ends_of_the_trials(
+    now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "COUNTED", 3)
+    for days in range(1, 11):
+        make_accounts(2, ended=(1 + days) * DAY, now=now)
+    told: list[int] = []
+
+    expire(
+        now,
+        batch_size=2,
+        run_slices=partial(services.run_here, after_slice=lambda done, total: told.append(total)),
+    )
+
+    assert told[1:] == [pytest.approx(20, abs=20), *(pytest.approx(20, abs=10) for _ in range(8))]
+
+
+def test_the_fuse_counts_exactly_above_a_million(now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "COUNTED", 3)
+    make_accounts(7, ended=10 * DAY, now=now)
+
+    with pytest.raises(TooManyDue, match="7 accounts are due and at most 6"):
+        expire(now, max_accounts=6)
+
+    assert expire(now, max_accounts=7).expired_count == 7
+
+
+def test_a_throttled_run_and_undo_pause_after_each_slice(now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    make_accounts(4, ended=10 * DAY, now=now)
+
+    run = expire(now, batch_size=2, throttle=1e-6)
+    services.undo_run(run=run, now=now, by="ann", batch_size=2, throttle=100)
+
+    assert len(pauses) == 4
+    assert all(0 < pause < 0.01 for pause in pauses[:2])
+    assert all(0.01 < pause <= LONGEST_PAUSE for pause in pauses[2:])
 
 
 # --- The fuse ---

@@ -41,7 +41,7 @@ class ExpiryRunAdmin(UndoAdmin):
     list_display = ("run", "path", "at", "state", "outcome", "duration")
     list_filter = (HappenedFilter, "status", "path")
     readonly_fields = (
-        *("as_of_moment", "cutoff_at", "started_at", "finished_at", "undone_moment"),
+        *("as_of_moment", "cutoff_at", "looked_from", "started_at", "finished_at", "undone_moment"),
         *("due", "expired_accounts", "undone", "rate", "duration", "longest"),
     )
     change_form_template = "admin/accounts/expiryrun/change_form.html"
@@ -49,6 +49,7 @@ class ExpiryRunAdmin(UndoAdmin):
     at = in_utc("as_of")
     as_of_moment = in_utc("as_of", seconds=True)
     cutoff_at = in_utc("cutoff", seconds=True)
+    looked_from = in_utc("floor", seconds=True)
     started_at = in_utc("started", seconds=True)
     finished_at = in_utc("finished", seconds=True)
     undone_moment = in_utc("undone_at", seconds=True)
@@ -58,11 +59,19 @@ class ExpiryRunAdmin(UndoAdmin):
         undo = ("Undo", {"fields": ("undone", "undone_moment", "undone_by")})
         return [
             (None, {"fields": ("status", "path", "error")}),
-            ("Accounts", {"fields": ("as_of_moment", "cutoff_at", "due", "expired_accounts")}),
+            (
+                "Accounts",
+                {"fields": ("as_of_moment", "cutoff_at", "looked_from", "due", "expired_accounts", "skipped")},
+            ),
             *([undo] if run and run.undone_at else []),
             (
                 "Performance",
-                {"fields": ("started_at", "finished_at", "duration", "rate", "slice_count", "jobs", "longest")},
+                {
+                    "fields": (
+                        *("started_at", "finished_at", "duration", "rate"),
+                        *("slice_count", "slice_size", "throttle", "jobs", "longest"),
+                    )
+                },
             ),
             ("Where it ran", {"fields": ("host", "task_id")}),
         ]
@@ -93,7 +102,7 @@ class ExpiryRunAdmin(UndoAdmin):
 
     @admin.display
     def due(self, run: ExpiryRun) -> str:
-        """Accounts that were due when the run was planned."""
+        """Accounts that were due when the run began; more than a million are counted as they expire."""
         return number(run.due_count)
 
     @admin.display(description="expired")

@@ -10,10 +10,12 @@ import redis
 from django.db.models import Sum
 from django.utils import timezone
 
-from accounts.models import ExpiryRun
+from accounts import tasks
+from accounts.models import Account, ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import Process
-from tests.faults.conftest import Customers, Hold, Tick, gate_before, ticks_every_second, wait_for_line
+from tests.factories import make_accounts
+from tests.faults.conftest import Customers, Gate, Hold, Tick, gate_before, ticks_every_second, wait_for_line
 from tests.locks import trigger_on_update
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
@@ -124,3 +126,22 @@ def test_a_run_whose_results_were_lost_is_not_left_running(
 
     run.refresh_from_db()
     assert run.status == ExpiryRun.Status.INTERRUPTED
+
+
+def test_slices_come_in_waves_and_one_that_fails_keeps_no_later_wave_from_its_turn(
+    transactional_db: None, celery: Process, tick: Tick, messages: redis.Redis
+) -> None:
+    make_accounts(2 * tasks.WAVE + 3, ended=timedelta(days=10), now=timezone.now())  # 102 slices of two
+    first, _, poison, *_ = Account.objects.order_by("pk")
+    bad = f"IF NEW.id = {poison.pk} THEN RAISE EXCEPTION 'not this one'; END IF;"
+
+    with gate_before(first, poison, hold=Gate.HOLD + bad) as gate, celery("worker", "--concurrency=1"):
+        task_id = tick.send()
+        gate.wait_until_held()
+        assert messages.llen(QUEUE) + messages.hlen("unacked") == tasks.WAVE
+        gate.open()
+        failed = ExpiryRun.objects.filter(task_id=task_id, status=ExpiryRun.Status.FAILED)
+        run = wait_for("the other slices", failed.filter(expired_count=2 * tasks.WAVE + 1).first, seconds=60)
+
+    assert (run.slice_count, run.due_count) == (tasks.WAVE + 1, 2 * tasks.WAVE + 3)
+    assert "not this one" in run.error
