@@ -205,6 +205,9 @@ def finish_run(*, run_id: int) -> bool:
     return run is not None
 
 
+A_SLICE_FAILED = "A slice failed; the log of its worker says why."
+
+
 def interrupt_run(*, run_id: int, why: str) -> None:
     """Record that the run was stopped before its end, and why."""
     _close(run_id, logging.INFO, ExpiryRun.Status.INTERRUPTED, why)
@@ -219,10 +222,16 @@ def fail_run(*, run_id: int, error: BaseException) -> None:
         if not connection.in_atomic_block and not connection.is_usable():
             connection.close()  # a lost connection may have failed the run; the next statement opens another
         why = one_line(f"{type(error).__name__}: {error}", most=LONGEST_ERROR)
-        _close(run_id, logging.ERROR, ExpiryRun.Status.FAILED, why)
+        if not _close(run_id, logging.ERROR, ExpiryRun.Status.FAILED, why):
+            ExpiryRun.objects.filter(pk=run_id, status=ExpiryRun.Status.FAILED, error=A_SLICE_FAILED).update(error=why)
     except Error as reason:
         # Without its traceback, which cron would mail: the caller reports the error itself.
         logger.error(Fields("failure_not_recorded", run=run_id, error=type(reason).__name__))  # noqa: TRY400
+
+
+def record_failed_slice(*, run_id: int) -> None:
+    """Record that a slice of the run failed; ``fail_run``, which may come later, adds why."""
+    _close(run_id, logging.ERROR, ExpiryRun.Status.FAILED, A_SLICE_FAILED)
 
 
 def _close(run_id: int, level: int, status: ExpiryRun.Status, error: str = "") -> ExpiryRun | None:

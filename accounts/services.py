@@ -16,7 +16,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Value
+from django.db.models import Count, F, Q, Value
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
@@ -300,14 +300,16 @@ def preview_undo(*, run: ExpiryRun, now: datetime) -> UndoPreview:
         run: the run, freshly read from the database.
         now: the moment at which ``due_again`` is counted, with a time zone.
     """
-    pointing = Account.objects.filter(expiry_run=run).count()
     expired = Account.objects.still_expired_by(run)
-    would_return = expired.count()
+    # In one statement, because the run may still be expiring accounts.
+    counts = Account.objects.filter(expiry_run=run).aggregate(
+        pointing=Count("pk"), would_return=Count("pk", filter=Q(status=Account.TRIAL_EXPIRED))
+    )
     return UndoPreview(
-        would_return=would_return,
+        would_return=counts["would_return"],
         due_again=expired.ended_before(grace_cutoff(now)).count(),
-        moved_on=pointing - would_return,
-        extended=max(0, run.expired_count - run.undone_count - pointing),
+        moved_on=counts["pointing"] - counts["would_return"],
+        extended=max(0, run.expired_count - run.undone_count - counts["pointing"]),
         mailed=expired.filter(
             notices__kind=Notice.Kind.ENDED,
             notices__status=Notice.Status.SENT,

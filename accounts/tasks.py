@@ -2,6 +2,7 @@
 
 import mmap
 import time
+from functools import partial
 from itertools import islice
 from math import ceil
 from typing import Any
@@ -69,11 +70,11 @@ def send_wave(run: ExpiryRun, *, most: int, after: Position | None = None) -> No
     if not wave:
         ledger.finish_run(run_id=run.pk)
         return
-    following = continue_run.si(run_id=run.pk, after=wave[-1].upto, size=size)
-    # Also after a slice that failed: it must not keep the following ones from their turn.
+    following = partial(continue_run.si, run_id=run.pk, after=wave[-1].upto, size=size)
     chord(
         [expire_slice.si(run_id=run.pk, after=keys.after, upto=keys.upto) for keys in wave],
-        following.on_error(following.clone()),
+        # A slice that failed must not keep the following ones from their turn. Its error is recorded a little later.
+        following().on_error(following(has_failed=True)),
     ).delay()
 
 
@@ -89,15 +90,18 @@ def expire_slice(*, run_id: int, after: Any, upto: Any) -> int:
 
 
 @shared_task(name="accounts.continue_run", base=RunTask, ignore_result=True)
-def continue_run(*, run_id: int, after: Any, size: int) -> None:
+def continue_run(*, run_id: int, after: Any, size: int, has_failed: bool = False) -> None:
     """Send the next slices of a run, after the position that the last ones went up to; close it when there are none.
 
     When its message is delivered twice, two tasks send the same slices, of which each account expires in one.
 
     Args:
         size: how many accounts the last slices had. While the run still learns to take many more, few are sent.
+        has_failed: whether one of the last slices failed.
     """
     run = run_with(run_id)
+    if has_failed:
+        ledger.record_failed_slice(run_id=run_id)
     has_learnt = run.batch_size is not None or run.slice_size < 2 * size
     send_wave(run, most=WAVE if has_learnt else FIRST_WAVE, after=position("after", after))
 

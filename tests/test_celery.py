@@ -16,7 +16,7 @@ from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import ModelEntry
 
-from accounts import tasks
+from accounts import ledger, tasks
 from accounts.base_tasks import BaseTask, WrongArguments
 from accounts.models import Account, ExpiryRun
 from accounts.slices import FIRST
@@ -147,6 +147,19 @@ def test_without_a_result_backend_the_slices_run_in_the_task_itself(monkeypatch:
 
     run = ExpiryRun.objects.get()
     assert (run.status, run.slice_count, run.expired_count) == (ExpiryRun.Status.SUCCEEDED, 3, 5)
+
+
+def test_a_failed_slice_is_on_record_before_the_next_wave_and_its_error_after() -> None:
+    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=timezone.now())
+
+    tasks.continue_run(run_id=run.pk, after=HERE, size=2, has_failed=True)
+
+    run.refresh_from_db()
+    assert (run.status, run.error) == (ExpiryRun.Status.FAILED, "A slice failed; the log of its worker says why.")
+    ledger.fail_run(run_id=run.pk, error=RuntimeError("disk full"))
+    ledger.fail_run(run_id=run.pk, error=RuntimeError("later"))
+    run.refresh_from_db()
+    assert run.error == "RuntimeError: disk full"
 
 
 # --- Arguments ---

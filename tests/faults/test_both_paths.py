@@ -54,7 +54,8 @@ def waiting_for_the_ledger(starter: psycopg.Connection[Row]) -> int:
 
 
 def hours_pass(hours: float) -> None:
-    ExpiryRun.objects.update(as_of=F("as_of") - timedelta(hours=hours))
+    passed = timedelta(hours=hours)
+    ExpiryRun.objects.update(as_of=F("as_of") - passed, heartbeat=F("heartbeat") - passed)
 
 
 def test_the_fallback_does_nothing_beside_a_living_celery(

@@ -115,7 +115,7 @@ def test_a_worker_that_could_not_acknowledge_takes_messages_again(
         with psycopg.connect(**connection.get_connection_params()) as somebody:
             somebody.execute("SELECT FROM accounts_expiryrun WHERE id = %s FOR UPDATE", [run.pk])
             # Acknowledged when done, and without a result to store before that.
-            end = ["2026-03-01T12:00:00Z", 1]  # all accounts that are due lie after it
+            end = ["9999-12-31T00:00:00Z", 1]  # no account lies after it: the run is closed
             tick.send_task("accounts.continue_run", kwargs={"run_id": run.pk, "after": end, "size": 2})
             wait_for("the task to wait for the row", partial(waiting_for_a_lock, somebody))
             with frozen(server):
