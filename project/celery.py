@@ -7,12 +7,17 @@ from typing import Any
 import django
 from celery import Celery
 from celery.loaders.app import AppLoader
-from celery.signals import after_setup_logger, after_setup_task_logger, beat_init, celeryd_after_setup
+from celery.signals import after_setup_logger, after_setup_task_logger, beat_init, celeryd_after_setup, celeryd_init
+from celery.utils.log import get_multiprocessing_logger
 from django.conf import settings
+from kombu.utils.objects import cached_property
 
+from accounts.log import Fields
 from accounts.schema import warn_at_start
 from project.heartbeat import WorkerStep
 from project.start import one_line
+
+logger = logging.getLogger(__name__)
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
@@ -32,7 +37,23 @@ class Loader(AppLoader):
         return super().import_default_modules()
 
 
-app = Celery("project", loader="project.celery:Loader", amqp="project.heartbeat:AMQP")
+class App(Celery):
+    """The Celery app, whose beat prints no banner where each line must be JSON."""
+
+    @cached_property
+    def Beat(self) -> Any:  # noqa: N802 (Celery's name)
+        """What ``celery beat`` runs."""
+        from celery.apps import beat
+
+        class Beat(beat.Beat):
+            def run(self) -> None:
+                self.quiet: bool = self.quiet or settings.LOG_FORMAT == "json"
+                super().run()
+
+        return self.subclass_with_self(Beat)
+
+
+app = App("project", loader="project.celery:Loader", amqp="project.heartbeat:AMQP")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 app.steps["worker"].add(WorkerStep)
@@ -41,12 +62,41 @@ app.steps["worker"].add(WorkerStep)
 @after_setup_logger.connect
 @after_setup_task_logger.connect
 def apply_log_format(logger: logging.Logger, **_: Any) -> None:
-    """Apply LOG_FORMAT=json to the handlers that Celery adds for --loglevel and --logfile."""
+    """Apply LOG_FORMAT=json to the handlers that Celery adds for --loglevel and --logfile, and to what is printed."""
     if settings.LOG_FORMAT == "json":
-        from project.logging import JsonLines
+        from project.logging import JsonLines, write_json_on_stdout
 
-        for handler in logger.handlers:
-            handler.setFormatter(JsonLines())
+        for written in (logger, get_multiprocessing_logger() or logger):
+            for handler in written.handlers:
+                handler.setFormatter(JsonLines())
+        write_json_on_stdout()
+
+
+@celeryd_init.connect
+def print_no_banner(instance: Any, **_: Any) -> None:
+    """Keep the worker from printing its banner, and its words at a signal, where each line must be JSON."""
+    if settings.LOG_FORMAT == "json":
+        from celery.apps import worker
+
+        from project.logging import say_from_signal_handler
+
+        instance.quiet = True
+        worker.safe_say = say_from_signal_handler  # type: ignore[attr-defined]
+
+
+@celeryd_after_setup.connect
+def log_banner(instance: Any, **_: Any) -> None:
+    """Log what the banner says."""
+    if settings.LOG_FORMAT == "json":
+        broker, queues = app.connection().as_uri(), ",".join(app.amqp.queues)  # as_uri masks the password
+        logger.info(Fields("worker_starts", broker=broker, queues=queues, concurrency=instance.concurrency))
+
+
+@beat_init.connect
+def log_banner_of_beat(**_: Any) -> None:
+    """Log what the banner says."""
+    if settings.LOG_FORMAT == "json":
+        logger.info(Fields("beat_starts", broker=app.connection().as_uri()))
 
 
 @celeryd_after_setup.connect

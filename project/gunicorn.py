@@ -1,11 +1,19 @@
 """Gunicorn's settings: ``gunicorn --config project/gunicorn.py project.wsgi``."""
 
+import os
 import socket
+import sys
 from contextlib import suppress
 from threading import Timer
 from typing import Any
 
+from django.conf import settings
+from gunicorn import glogging
 from gunicorn.workers.gthread import ThreadWorker
+
+from project.start import one_line
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
 preload_app = True  # so that a wrong setting ends gunicorn with one line, and not each worker with a traceback
 threads = 8  # for each process; each thread holds a connection to the database
@@ -38,3 +46,23 @@ def stop_reading(connection: socket.socket) -> None:
 
 
 worker_class = Worker
+
+
+class Logger(glogging.Logger):  # type: ignore[misc]
+    """Gunicorn's log, which obeys LOG_FORMAT=json: its own lines and, where it is on, the access log."""
+
+    def setup(self, cfg: Any) -> None:
+        """Add the handlers; called at the start and at each reload."""
+        with one_line():
+            in_json = settings.LOG_FORMAT == "json"
+        super().setup(cfg)
+        if in_json:
+            from project.logging import JsonLines, JsonStream
+
+            for handler in (*self.error_log.handlers, *self.access_log.handlers):
+                handler.setFormatter(JsonLines())
+                if isinstance(handler.stream, JsonStream):
+                    handler.setStream(sys.__stderr__)
+
+
+logger_class = Logger

@@ -18,11 +18,13 @@ from django.core.exceptions import ImproperlyConfigured
 from accounts import defaults
 from project import environment, service_urls
 from project.environment import boolean, decimal, listed, one_of, whole, within
+from project.start import obey_log_format
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 _env_file = os.environ.get("DJANGO_ENV_FILE")
 environment.read_file(Path(_env_file or BASE_DIR / ".env"), must_exist=bool(_env_file))
+obey_log_format()
 env = environment.Environment(os.environ)
 
 # --- Development or production ---
@@ -208,7 +210,7 @@ if not DEBUG:
     if BEHIND_PROXY:
         SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
-# Celery's processes apply it too, see project/celery.py.
+# Also for what is not logged but printed, see project/logging.py; Celery's and gunicorn's own lines, see their modules.
 LOG_FORMAT = env.read("LOG_FORMAT", one_of("line", "json"), default="line")
 LOG_LEVEL = env.read("LOG_LEVEL", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), default="WARNING")
 LOGGING = {
@@ -218,7 +220,12 @@ LOGGING = {
         "line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
         "json": {"()": "project.logging.JsonLines"},
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
+    # Not sys.stderr, which write_json replaces.
+    "handlers": {
+        "stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "stream": "ext://sys.__stderr__"}
+    },
+    # Without Django's own handlers, which write in a format of their own, and each line a second time.
+    "loggers": {"django": {"handlers": []}, "django.server": {"handlers": [], "propagate": True}},
     # By default only warnings, so that cron sends no mail about a success. Worker and beat use Celery's --loglevel.
     "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
 }
@@ -254,6 +261,9 @@ if CELERY_BROKER_URL.startswith("rediss://"):
 if CELERY_RESULT_BACKEND.startswith("rediss://"):
     CELERY_REDIS_BACKEND_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 CELERY_TASK_DEFAULT_QUEUE = "trial-expiry"  # a Redis shared with another project must not mix their tasks
+
+# Celery would log each line of a printed traceback; project/logging.py does it in JSON, and keeps them together.
+CELERY_WORKER_REDIRECT_STDOUTS = LOG_FORMAT != "json"
 
 # UTC everywhere: a schedule in local time skips or repeats an hour when the clocks change.
 CELERY_ENABLE_UTC = True

@@ -1,10 +1,19 @@
-"""The exit of a process that cannot start."""
+"""The start of a process, and its exit when it cannot start."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from django.core.exceptions import ImproperlyConfigured
+
+
+def obey_log_format() -> None:
+    """Write JSON from now on when LOG_FORMAT says so. Before the settings, so that one that is refused is JSON too."""
+    if os.environ.get("LOG_FORMAT", "").strip().lower() == "json":
+        from project.logging import write_json
+
+        write_json()
 
 
 @contextmanager
@@ -13,4 +22,5 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except ImproperlyConfigured as error:
+        obey_log_format()
         sys.exit(f"Not started: {error}")

@@ -2,10 +2,16 @@
 
 import json
 import logging
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 from django.db import DatabaseError
 from django.utils import timezone
@@ -15,7 +21,7 @@ from accounts.log import Fields
 from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue
 from project.logging import JsonLines
-from sandbox.servers import wait_for
+from sandbox.servers import free_port, process, wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
 from tests.locks import trigger_on_update
@@ -173,16 +179,144 @@ def test_the_command_is_silent_about_success_until_told_to_log_it(manage_py: Man
     assert (told["level"], told["message"], told["status"], told["due"]) == ("INFO", "expiry_run", "succeeded", 0)
 
 
+# --- LOG_FORMAT=json: every line of every process ---
+
+Line = dict[str, Any]
+
+
+def every_line(text: str) -> list[Line]:
+    """The lines of a log, each of which must be JSON."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def line_with(text: str, lines: list[Line]) -> Line:
+    """The first line whose message contains the text."""
+    return next(line for line in lines if text in line["message"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ("check_expiry --max-age=x", {}, "manage.py check_expiry: error: argument --max-age: it must be"),
+        ("check", {"TRIAL_DAYS": "x"}, "Not started: TRIAL_DAYS='x' is not a whole number."),
+        ("check", {"TRIAL_DAYS": "0"}, "Not started: TRIAL_DAYS is 0; it must be"),
+        ("check", {"DJANGO_ENV_FILE": "/nowhere"}, "Not started: /nowhere does not exist."),
+    ],
+)
+def test_what_a_command_says_before_it_starts_is_json(arguments: str, settings: dict[str, str], message: str) -> None:
+    result = manage(*arguments.split(), LOG_FORMAT="json", **settings)
+
+    (line,) = every_line(result.stderr)
+    assert result.returncode != 0
+    assert line["message"].startswith(message)
+    assert line["level"] == "ERROR"
+
+
+def test_a_printed_traceback_a_warning_and_a_plain_print_are_json_each() -> None:
+    code = """
+import sys, threading, traceback, warnings
+warnings.warn("old")
+print("two\\nlines", file=sys.stderr)
+try:
+    1 / 0
+except ZeroDivisionError as error:
+    traceback.print_exc()
+    threading.Thread(target=lambda: [].pop()).start()
+    raise ValueError("x\\n y") from error
+"""
+    result = manage("shell", "--no-imports", "-c", code.replace("\\\\", "\\"), LOG_FORMAT="json")
+
+    lines = every_line(result.stderr)
+    assert [line["message"] for line in lines if "exc_info" not in line] == [
+        "<string>:3: UserWarning: old\n",
+        "two",
+        "lines",
+    ]
+    raised = {line["message"]: line["exc_info"] for line in lines if "exc_info" in line}
+    assert set(raised) == {
+        "ZeroDivisionError: division by zero",
+        "IndexError: pop from empty list",
+        "ValueError: x\n y",
+    }
+    assert all(text.startswith("Traceback (most recent call last):\n") for text in raised.values())
+    assert "direct cause" in raised["ValueError: x\n y"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_error_of_a_command_is_json_and_its_output_stays_plain(manage_py: ManagePy) -> None:
+    make_accounts(2, ended=10 * DAY, now=timezone.now())
+
+    refused = manage_py("expire_trials", "--max-accounts=1", LOG_FORMAT="json", LOG_LEVEL="INFO")
+
+    assert refused.stdout == "Search for old trial accounts...\n"
+    logged, error = every_line(refused.stderr)
+    assert (logged["message"], logged["status"]) == ("expiry_run", "refused")
+    assert error["message"].startswith("CommandError: Refused: 2 accounts are due")
+
+
+@pytest.mark.faults
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_every_line_of_a_worker_and_beat_is_json(celery: Process, send: Send, tmp_path: Path) -> None:
+    """Banner, a run, a task that raises, one that is refused, a killed process, a database that is away, the end."""
+    make_accounts(3, ended=10 * DAY, now=timezone.now())
+    poison = Account.objects.latest("pk")
+    log, beat = tmp_path / "worker.log", tmp_path / "beat.log"
+    json_lines = {"LOG_FORMAT": "json"}
+    with celery("worker", "--concurrency=1", "--loglevel=info", **json_lines) as worker:
+        with trigger_on_update(poison, "RAISE EXCEPTION 'no' USING ERRCODE = '23505';"):
+            send("accounts.expire_trials")
+            wait_for("a failure", lambda: "raised unexpected" in log.read_text())
+        task_id = send("accounts.expire_trials").id
+        wait_for("a run", lambda: task_id in log.read_text() and '"succeeded"' in log.read_text())
+        send("accounts.expire_trials", kwargs={"batch_size": 0})
+        wait_for("a refusal", lambda: "task_refused" in log.read_text())
+        (pool_process,) = psutil.Process(worker.pid).children()
+        pool_process.kill()
+        wait_for("the end of a process", lambda: "SIGKILL" in log.read_text())
+    with celery("beat", "--loglevel=info", **json_lines):
+        wait_for("beat", lambda: "beat_starts" in beat.read_text())
+    with celery("beat", DATABASE_URL="postgres://nobody@127.0.0.1:1/nowhere", **json_lines) as ends:
+        assert ends.wait(30) != 0
+
+    lines = every_line(log.read_text())
+    assert line_with("worker_starts", lines)["concurrency"] == 1
+    assert line_with("expiry_run", lines[::-1])["expired"] == 3
+    assert line_with("raised unexpected", lines)["exc_info"].startswith("Traceback (most recent call last):\n")
+    assert line_with("worker: Warm shutdown", lines)
+    lines = every_line(beat.read_text())
+    assert line_with("beat_starts", lines)
+    assert any("connection refused" in line.get("exc_info", "").lower() for line in lines)
+
+
 @pytest.mark.faults
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_writes_the_same_lines(celery: Process, send: Send, tmp_path: Path) -> None:
-    make_accounts(3, ended=10 * DAY, now=timezone.now())
-    log = tmp_path / "worker.log"
-    with celery("worker", "--concurrency=1", "--loglevel=info", LOG_FORMAT="json"):
-        task_id = send("accounts.expire_trials", kwargs={"batch_size": 2}).id
-        wait_for("the line", lambda: "expiry_run" in log.read_text())
+def test_every_line_of_web_is_json_gunicorns_own_and_its_access_log_too(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    log, port = tmp_path / "web.log", free_port()
+    command = ("-m", "gunicorn", "project.wsgi", "--config", "project/gunicorn.py", "--bind", f"127.0.0.1:{port}")
+    env = {
+        **environment,
+        "LOG_FORMAT": "json",
+        "GUNICORN_CMD_ARGS": "--access-logfile=- --no-control-socket",
+        "DATABASE_URL": "postgres://nobody@127.0.0.1:1/nowhere",
+    }
+    with process(*command, env=env, log=log) as web:
+        wait_for("gunicorn", lambda: "Booting worker" in log.read_text())
+        for page in ("/health/", "/app/", "/nowhere"):
+            with suppress(HTTPError):
+                urlopen(
+                    Request(f"http://127.0.0.1:{port}{page}", headers={"Cookie": f"sessionid={32 * 'x'}"}), timeout=20
+                )
+        web.send_signal(signal.SIGHUP)
+        wait_for("a reload", lambda: log.read_text().count("Booting worker") == 2)
+    with process(*command, env={**env, "TRIAL_DAYS": "x"}, log=log) as refused:
+        assert refused.wait(30) != 0
 
-    every_line = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    told = next(line for line in every_line if line["message"] == "expiry_run")
-    assert (told["level"], told["path"], told["expired"], told["task_id"]) == ("INFO", "celery", 3, task_id)
-    assert any(line["message"].startswith("Task accounts.continue_run") for line in every_line)
+    lines = every_line(log.read_text())
+    assert line_with("Starting gunicorn", lines)["logger"] == "gunicorn.error"
+    assert line_with('"GET /nowhere HTTP/1.1" 404', lines)["logger"] == "gunicorn.access"
+    assert "OperationalError" in line_with("Internal Server Error: /app/", lines)["exc_info"]
+    assert line_with("Handling signal: term", lines)
+    assert line_with("Not started: TRIAL_DAYS='x'", lines)
