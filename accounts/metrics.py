@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 
 from accounts import decisions
+from accounts.absence import answered_without_database
 from accounts.gate import trial_not_required
 from accounts.ledger import database_now
 from accounts.models import Account, ExpiryRun, Notice, grace_cutoff
@@ -20,6 +21,7 @@ from accounts.tokens import PERIOD, brings_token, is_throttled
 
 @trial_not_required
 @require_safe
+@answered_without_database
 def metrics(request: HttpRequest) -> HttpResponse:
     """Serve the metrics to a request with the bearer token ``METRICS_TOKEN``; 404 when that setting is empty."""
     if not settings.METRICS_TOKEN:

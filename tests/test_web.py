@@ -182,11 +182,11 @@ def gunicorn(environment: Mapping[str, str], tmp_path: Path) -> Gunicorn:
     return serve
 
 
-def health(port: int, page: str = "/health/") -> tuple[int, str] | None:
+def health(port: int, page: str = "/health/", *, token: str = "") -> tuple[int, str] | None:
     """The status and text of a page; None when no answer comes within a few seconds."""
     connection = HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", page)
+        connection.request("GET", page, headers={"Authorization": f"Bearer {token}"})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     except OSError:
@@ -213,15 +213,16 @@ def test_half_sent_requests_do_not_stop_the_server(gunicorn: Gunicorn) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_database_that_is_away_is_one_sentence_and_a_line_of_log(gunicorn: Gunicorn, tmp_path: Path) -> None:
-    with gunicorn(DATABASE_URL="postgres://nobody:secret@127.0.0.1:1/nowhere") as port:
+    pages = ["/health/", "/health/expiry/", "/metrics"]
+    with gunicorn(DATABASE_URL="postgres://nobody:secret@127.0.0.1:1/nowhere", METRICS_TOKEN=TOKEN) as port:
         before = len((tmp_path / "gunicorn.log").read_text().splitlines())
 
-        assert health(port) == (503, "The database does not answer.\n")
-        assert health(port, "/health/expiry/") == (503, "The database does not answer.\n")
+        assert {health(port, page, token=TOKEN) for page in pages} == {(503, "The database does not answer.\n")}
 
         log = (tmp_path / "gunicorn.log").read_text().splitlines()[before:]
-    assert len(log) <= 4  # outside of production Django writes each line twice
-    assert all(line.endswith(("Service Unavailable: /health/", "Service Unavailable: /health/expiry/")) for line in log)
+    assert len(log) == 3
+    for page, line in zip(pages, log, strict=True):
+        assert f"ERROR django.request: {page}: The database nowhere at 127.0.0.1 port 1 does not answer (" in line
 
 
 def test_the_image_and_the_procfile_start_gunicorn_with_its_settings(settings: Settings) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NoReturn
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, OperationalError, connection
 
-from accounts import schema, services
+from accounts import absence, schema, services
 from accounts.log import one_line
 from accounts.management import options as types
 from accounts.models import ExpiryRun
@@ -136,12 +136,9 @@ class TrialCommand(BaseCommand):
         return options
 
     def _explanation(self, error: Error, options: dict[str, Any]) -> str:
-        reason = one_line(str(error), most=1000)
         if isinstance(error, OperationalError) and connection.connection is None:
-            place = "{NAME} at {HOST} port {PORT}" if connection.settings_dict["HOST"] else "{NAME}"
-            database = place.format(**connection.settings_dict)
-            return f"The database {database} does not answer ({reason}). Is it up, and is DATABASE_URL right?"
-        message = f"The {self.work} failed: {reason}. {self.lasting}"
+            return f"{absence.explanation(error)} Is it up, and is DATABASE_URL right?"
+        message = f"The {self.work} failed: {one_line(str(error), most=1000)}. {self.lasting}"
         sqlstate = getattr(error.__cause__, "sqlstate", None)
         if isinstance(error, OperationalError) and sqlstate is None and (jobs := options.get("jobs", 1)) > 1:
             message += f" If the database has too few connections, use a smaller --jobs: it needs {jobs + 1}."
