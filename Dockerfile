@@ -1,10 +1,12 @@
 # One image for web, worker, beat and command; docker-compose.yml says which is which.
 
 FROM python:3.13-slim AS packages
-COPY requirements.txt .
+# requirements-extras.txt brings Sentry and OpenTelemetry as well.
+ARG REQUIREMENTS=requirements.txt
+COPY requirements*.txt .
 # Installed from outside, so that the environment that is copied below holds no installer.
 RUN python -m venv --without-pip /venv && \
-    pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.txt
+    pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r $REQUIREMENTS
 
 FROM python:3.13-slim
 # Worker and beat write their heartbeat to this file, for probes.

@@ -45,7 +45,8 @@ models: .venv ## draw docs/models.svg; needs Graphviz
 
 pins: .venv ## compile requirements*.txt from pyproject.toml; ARGS=--upgrade moves them forward
 	$(COMPILE) $(ARGS) pyproject.toml -o requirements.txt
-	$(COMPILE) $(ARGS) pyproject.toml --group dev -o requirements-dev.txt
+	$(COMPILE) $(ARGS) pyproject.toml --all-extras -o requirements-extras.txt
+	$(COMPILE) $(ARGS) pyproject.toml --all-extras --group dev -o requirements-dev.txt
 
 .venv: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed and this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.13")'

@@ -10,9 +10,9 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
     from django.core.management import execute_from_command_line
 
-    from project.start import one_line
+    from project.start import failure_reported, one_line
 
-    with one_line():
+    with one_line(), failure_reported():
         execute_from_command_line(sys.argv)
 
 

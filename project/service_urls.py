@@ -23,6 +23,8 @@ LIKE_POSTGRES = "postgres://user:password@host:5432/name"
 LIKE_SMTP = "smtp+tls://user:password@host:587"
 LIKE_REDIS = "redis://:password@host:6379/0"
 LIKE_PING = "https://hc-ping.com/your-uuid"
+LIKE_DSN = "https://key@sentry.example.com/1"
+LIKE_COLLECTOR = "http://collector.example.com:4318"
 LIKE_SITE = "https://www.example.com"
 
 
@@ -76,6 +78,21 @@ def ping(text: str) -> str:
     """Parse the URL of a monitor, which is pinged."""
     if not _split(text, like=LIKE_PING, schemes=("http", "https")).hostname:
         raise ValueError(f"names no host. It must be like {LIKE_PING}.")
+    return text
+
+
+def sentry(text: str) -> str:
+    """Parse the DSN of a Sentry project."""
+    parts = _split(text, like=LIKE_DSN, schemes=("http", "https"))
+    if not (parts.username and parts.hostname and re.fullmatch(r"/(.+/)?[0-9]+", parts.path)):
+        raise ValueError(f"is not like {LIKE_DSN}: a key, a host and the number of a project.")
+    return text
+
+
+def collector(text: str) -> str:
+    """Parse the URL of a collector of traces."""
+    if not _split(text, like=LIKE_COLLECTOR, schemes=("http", "https")).hostname:
+        raise ValueError(f"names no host. It must be like {LIKE_COLLECTOR}.")
     return text
 
 

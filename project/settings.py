@@ -66,6 +66,16 @@ LOGIN_REDIRECT_URL = "/"  # leads customers to the product and staff to the admi
 
 METRICS_TOKEN = env.read("METRICS_TOKEN", str, defaults.METRICS_TOKEN, secret=True)
 TRIAL_PING_URL = env.read("TRIAL_PING_URL", service_urls.ping, defaults.TRIAL_PING_URL, secret=True)
+# Off unless set; project/apps.py starts both. Their libraries read their other standard variables themselves.
+SENTRY_DSN = env.read("SENTRY_DSN", service_urls.sentry, default="", secret=True)
+_collectors = [
+    env.read(name, service_urls.collector, default="", secret=True)
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+]
+OTEL_TRACES_EXPORTER = env.read(
+    "OTEL_TRACES_EXPORTER", one_of("otlp", "none"), default="otlp" if any(_collectors) else "none"
+)
+env.read("OTEL_EXPORTER_OTLP_PROTOCOL", one_of("http/protobuf"), default="")  # the only one that is installed
 HEARTBEAT_FILE = env.read("HEARTBEAT_FILE", str, default="")  # see project/heartbeat.py
 
 # --- Mails to customers ---

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import CommandError
 
 
 def obey_log_format() -> None:
@@ -24,3 +25,18 @@ def one_line() -> Iterator[None]:
     except ImproperlyConfigured as error:
         obey_log_format()
         sys.exit(f"Not started: {error}")
+
+
+@contextmanager
+def failure_reported() -> Iterator[None]:
+    """Tell Sentry, where it is on, of the error behind a command that failed: Django turns it into one line and exits.
+
+    A refusal, a wrong option and a stop are CommandErrors without a cause, and not reported.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        failure = end.__context__
+        if (sentry := sys.modules.get("sentry_sdk")) and isinstance(failure, CommandError) and failure.__cause__:
+            sentry.capture_exception(failure)
+        raise
