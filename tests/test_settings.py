@@ -93,6 +93,7 @@ ENCODE = (
     "@ is %40, / is %2F, ? is %3F, # is %23, ; is %3B, % is %25."
 )
 LIKE_PING = "{name} is not like https://hc-ping.com/your-uuid. " + ENCODE
+LIKE_DSN = "{name} is not like https://key@sentry.example.com/1"
 LIKE_POSTGRES = "{name} is not like postgres://user:password@host:5432/name or sqlite:////path. " + ENCODE
 LIKE_SMTP = "{name} is not like smtp+tls://user:password@host:587. " + ENCODE
 LIKE_REDIS = "{name} is not like redis://:password@host:6379/0. " + ENCODE
@@ -141,6 +142,27 @@ REFUSED: list[tuple[str, ...]] = [
     ("{name} names no host. It must be like https://www.example.com.", "SITE_URL", "https://"),
     (LIKE_PING, "TRIAL_PING_URL", "hc-ping.com/S3CRET", "ftp://h/S3CRET", "https://h/S3 CRET", "file:///S3CRET"),
     ("{name} names no host. It must be like https://hc-ping.com/your-uuid.", "TRIAL_PING_URL", "https:///S3CRET"),
+    (f"{LIKE_DSN}. {ENCODE}", "SENTRY_DSN", "sentry.example.com/1", "https://S3 CRET@h/1"),
+    (
+        f"{LIKE_DSN}: a key, a host and the number of a project.",
+        "SENTRY_DSN",
+        "https://h/1",
+        "https://S3CRET@h",
+        "https://S3CRET@h/x",
+    ),
+    (
+        "{name} is not like http://collector.example.com:4318. " + ENCODE,
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "collector:4318",
+        "grpc://h:4317",
+    ),
+    (
+        "{name} names no host. It must be like http://collector.example.com:4318.",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "http://",
+    ),
+    ("{it} is none of otlp, none.", "OTEL_TRACES_EXPORTER", "jaeger"),
+    ("{it} is none of http/protobuf.", "OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
     (LIKE_POSTGRES, "DATABASE_URL", "mysql://u:S3CRET@h/x", "oracle:x", "postgres://u:S3CRET@h:99999/x"),
     *((LIKE_POSTGRES, "DATABASE_URL", f"postgres://u:S3{character}CRET@h/x") for character in "/?#@[]% \t\n"),
     (LIKE_POSTGRES, "DATABASE_URL", "postgres://u:12/S3CRET@h/x", "postgres://u:12?S3CRET@h/x", "sqlite:///a?b"),
