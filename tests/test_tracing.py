@@ -41,12 +41,14 @@ DSN = "http://key@127.0.0.1:1/1"
 # --- Off, and on without the packages ---
 
 
+@pytest.mark.faults
 def test_off_nothing_of_them_is_imported() -> None:
     code = "import sys; print([name for name in sys.modules if name.split('.')[0] in ('sentry_sdk', 'opentelemetry')])"
 
     assert manage("shell", "--no-imports", "-c", code).stdout == "[]\n"
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("package", "settings", "variable"),
     [
