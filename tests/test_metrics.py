@@ -1,13 +1,16 @@
 """/metrics: access, values, and cost."""
 
+import json
+import re
 from datetime import datetime, timedelta
 
 import pytest
+import yaml
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
-from django_celery_beat.models import CrontabSchedule, PeriodicTask
+from django_celery_beat.models import PeriodicTask
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django import DjangoAssertNumQueries, Settings
@@ -165,16 +168,6 @@ def test_failures_in_a_row_are_counted_from_the_latest_success_of_a_path(now: da
     assert sample(told, "failures_in_a_row", path="command") == 0
 
 
-@pytest.fixture
-def entry() -> PeriodicTask:
-    """The hourly entry in beat's schedule; a test that flushed the tables may have deleted the migration's."""
-    hourly, _ = CrontabSchedule.objects.get_or_create(minute="0", hour="*", timezone="UTC")
-    entry, _ = PeriodicTask.objects.get_or_create(
-        task="accounts.expire_trials", defaults={"name": "Expire trials", "crontab": hourly}
-    )
-    return entry
-
-
 def ticked(now: datetime, *, ago: timedelta) -> None:
     PeriodicTask.objects.filter(task="accounts.expire_trials").update(last_run_at=now - ago)
 
@@ -291,3 +284,22 @@ def test_a_pause_and_its_end(now: datetime) -> None:
     assert metrics(now).get_sample_value("trial_expiry_paused") == 1
     assert metrics(now).get_sample_value("trial_expiry_paused_until_timestamp_seconds") == (now + DAY).timestamp()
     assert metrics(now + DAY).get_sample_value("trial_expiry_paused") == 0
+
+
+# --- What is made of them ---
+
+
+@pytest.mark.usefixtures("entry")
+def test_docs_alerts_and_dashboard_name_metrics_that_exist(now: datetime, settings: Settings) -> None:
+    settings.TRIAL_NOTICES = True
+    ticked(now, ago=timedelta(0))
+    exist = {family.name + ("_total" if family.type == "counter" else "") for family in TrialExpiry(now).collect()}
+    [group] = yaml.safe_load((settings.BASE_DIR / "deploy/prometheus/trials.rules.yml").read_text())["groups"]
+    panels = json.loads((settings.BASE_DIR / "deploy/grafana/trials.json").read_text())["panels"]
+    asked = [rule["expr"] for rule in group["rules"]]
+    asked += [target["expr"] for panel in panels for target in panel["targets"]]
+
+    told = re.findall(r"^\| `(trial_expiry_\w+)`", (settings.BASE_DIR / "docs/operations.md").read_text(), re.MULTILINE)
+
+    assert set(re.findall(r"trial_expiry_\w+", " ".join(asked))) <= exist
+    assert set(told) == exist

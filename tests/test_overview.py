@@ -47,16 +47,6 @@ def _no_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cache.clear()
 
 
-@pytest.fixture
-def entry() -> PeriodicTask:
-    """The hourly entry in beat's schedule; a test that flushed the tables may have deleted the migration's."""
-    hourly, _ = CrontabSchedule.objects.get_or_create(minute="0", hour="*", timezone="UTC")
-    entry, _ = PeriodicTask.objects.get_or_create(
-        task="accounts.expire_trials", defaults={"name": "Expire trials", "crontab": hourly}
-    )
-    return entry
-
-
 def add_run(now: datetime, *, path: ExpiryRun.Path = COMMAND, took: timedelta = SECOND, **fields: Any) -> ExpiryRun:
     """Store a run in the ledger that started at ``now``."""
     fields = {"status": ExpiryRun.Status.SUCCEEDED, "finished": now + took, **fields}
