@@ -6,7 +6,7 @@ from django.db import connection
 from django.db.models import QuerySet
 
 MANY = 10_000
-"""Counts stop here."""
+"""Where the counts of pages and metrics stop: so many entries of an index are read in about 20 ms, vacuumed or not."""
 
 
 def counts(*rows: QuerySet[Any], most: int) -> list[int]:

@@ -33,8 +33,8 @@ DAYS = 30
 
 SOON = timedelta(days=7)
 
-MANY_A_DAY = 500
-"""The chart of the trials that end counts so many of each day; there are 31 days, so it reads 15,500 at the most."""
+MANY_A_DAY = 1_000
+"""The chart of the trials that end counts so many of each day; there are 31 days, so it reads 31,000 at the most."""
 
 
 def ending(*, start: datetime, end: datetime) -> AccountQuerySet:
