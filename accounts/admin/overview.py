@@ -83,17 +83,17 @@ def trials(*, now: datetime) -> Trials:
 
 def expired_by_day(lately: Iterable[ExpiryRun], *, now: datetime) -> Chart:
     """The accounts that each path expired, minus those undone, on each of the last 30 days and today."""
-    counts: dict[str, Counter[date]] = {path.value: Counter() for path in ExpiryRun.Path}
+    by_path: dict[str, Counter[date]] = {path.value: Counter() for path in ExpiryRun.Path}
     runs: dict[date, list[str]] = {}
     for run in lately:
         day = run.as_of.astimezone(UTC).date()
-        counts[run.path][day] += run.expired_count - run.undone_count
+        by_path[run.path][day] += run.expired_count - run.undone_count
         if run.expired_count:
             runs.setdefault(day, []).append(str(run.pk))
     today = now.astimezone(UTC).date()
     return stacked_bars(
         (today - timedelta(days=ago) for ago in range(DAYS, -1, -1)),
-        counts,
+        by_path,
         url=lambda day: accounts_url(expiry_run__in=",".join(runs[day])),  # served by the index of expired accounts
     )
 
