@@ -5,9 +5,6 @@ from typing import Any
 from django.db import connection
 from django.db.models import QuerySet
 
-MANY = 10_000
-"""Where the counts of pages and metrics stop: so many entries of an index are read in about 20 ms, vacuumed or not."""
-
 
 def counts(*rows: QuerySet[Any], most: int) -> list[int]:
     """Count each of ``rows``, ``most`` of each at the most, in one statement.

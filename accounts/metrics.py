@@ -14,8 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 
 from accounts import decisions, health, ledger
-from accounts.counts import MANY, counts
+from accounts.counts import counts
 from accounts.gate import trial_not_required
+from accounts.health import MANY
 from accounts.models import CLOCKS_MAY_DIFFER, Account, ExpiryRun, Notice, grace_cutoff
 from accounts.tokens import PERIOD, brings_token, is_throttled
 from accounts.words import number
@@ -136,12 +137,13 @@ class TrialExpiry:
 
     def backlog(self) -> Iterator[Metric]:
         """Yield the metrics of the due accounts."""
-        due = Account.objects.due(self.now).above(ledger.low_water_mark(now=self.now)).order_by("trial_ends_at")
-        [count] = counts(due, most=MANY)
+        due = Account.objects.due(self.now).above(ledger.low_water_mark(now=self.now))
         yield GaugeMetricFamily(
-            "trial_expiry_due_accounts", f"Accounts that the next run will expire; {number(MANY)} at the most.", count
+            "trial_expiry_due_accounts",
+            f"Accounts that the next run will expire; {number(MANY)} at the most.",
+            due.count_to(MANY),
         )
-        earliest = due.values_list("trial_ends_at", flat=True).first()
+        earliest = due.first_end()
         waiting = grace_cutoff(self.now) - earliest if earliest else timedelta(0)
         yield GaugeMetricFamily(
             "trial_expiry_oldest_due_seconds",

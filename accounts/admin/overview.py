@@ -22,7 +22,8 @@ from accounts.admin.charts import Chart, stacked_bars
 from accounts.admin.findings import Link, links
 from accounts.admin.paths import PathFigures, path_figures
 from accounts.admin.ticks import Tick, last_ticks
-from accounts.counts import MANY, counts
+from accounts.counts import counts
+from accounts.health import MANY
 from accounts.models import Account, AccountQuerySet, Decision, ExpiryRun, Notice, grace_cutoff
 
 if TYPE_CHECKING:
