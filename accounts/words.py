@@ -25,6 +25,11 @@ def number(value: float) -> str:
     return number_format(round(value), force_grouping=True)
 
 
+def number_up_to(value: int, most: int | None) -> str:
+    """Format a count that stopped at ``most``: 51,234, or 100,000+ when there may be more. None: it did not stop."""
+    return f"{number(value)}+" if most is not None and value >= most else number(value)
+
+
 def plural(count: int, noun: str, nouns: str = "") -> str:
     """Format a count with its noun: 1 account, 51,234 accounts. ``nouns`` is an irregular plural, such as entries."""
     return f"{number(count)} {noun if count == 1 else nouns or f'{noun}s'}"

@@ -21,6 +21,7 @@ from django.conf import settings as django_settings
 from django.core.cache import cache
 from django.db import connection
 from django.db.backends.postgresql.operations import DatabaseOperations
+from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from playwright.sync_api import Browser, sync_playwright
 from pytest_django import Settings
 
@@ -154,6 +155,16 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=executable, args=sandbox)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def entry(db: None) -> PeriodicTask:
+    """The hourly entry in beat's schedule; a test that flushed the tables may have deleted the migration's."""
+    hourly, _ = CrontabSchedule.objects.get_or_create(minute="0", hour="*", timezone="UTC")
+    entry, _ = PeriodicTask.objects.get_or_create(
+        task="accounts.expire_trials", defaults={"name": "Expire trials", "crontab": hourly}
+    )
+    return entry
 
 
 Send = Callable[..., AsyncResult[Any]]

@@ -7,18 +7,29 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import kubernetes_validate
 import pytest
 import yaml
 from django.conf import settings
+from django.urls import reverse
+from django.utils import timezone
+from django_celery_beat.models import PeriodicTask
 
+from accounts.admin import runbook
+from accounts.services import TooManyDue
 from project.heartbeat import WAITS, WORKS
+from sandbox import servers
+from tests.factories import NoticeFactory, make_accounts
 from tests.processes import manage
+from tests.runs import DAY, expire
 
 DEPLOY = settings.BASE_DIR / "deploy"
 COMPOSE = yaml.safe_load((settings.BASE_DIR / "docker-compose.yml").read_text())["services"]
@@ -155,6 +166,128 @@ def test_systemd_takes_every_unit(tmp_path: Path) -> None:
     done = subprocess.run([analyze, "verify", *tmp_path.iterdir()], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- Prometheus and Grafana ---
+
+RULES = DEPLOY / "prometheus" / "trials.rules.yml"
+DASHBOARD = json.loads((DEPLOY / "grafana" / "trials.json").read_text())
+
+
+def installed(program: str) -> str:
+    """The path of a program of Debian's package prometheus; skips the test where it is not installed."""
+    path = shutil.which(program)
+    if not path:
+        pytest.skip(f"{program} is not installed; on Debian: apt-get install prometheus")
+    return path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "rules", RULES],
+        ["check", "config", "--syntax-only", DEPLOY / "prometheus" / "prometheus.yml"],
+        ["test", "rules", "tests/alerts.yml"],
+    ],
+    ids=["check rules", "check config", "test rules"],
+)
+def test_promtool_takes_rules_and_configuration(arguments: list[str | Path]) -> None:
+    done = subprocess.run(
+        [installed("promtool"), *arguments], cwd=settings.BASE_DIR, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_says_how_severe_it_is_and_leads_to_what_to_do() -> None:
+    [group] = yaml.safe_load(RULES.read_text())["groups"]
+    page = (settings.BASE_DIR / "docs" / "operations.md").read_text()
+
+    for rule in group["rules"]:
+        assert rule["labels"]["severity"] in {"critical", "warning"}, rule["alert"]
+        url, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        if url == "docs/operations.md":
+            assert f"## {anchor.replace('-', ' ')}" in page.lower().replace(",", "")
+        else:
+            assert url == f"https://{{{{ $labels.instance }}}}{reverse('admin:what_to_do')}"
+            assert anchor in {"{{ $labels.row }}", *(row.id for row in runbook.ROWS)}
+
+
+Ask = Callable[..., Any]
+
+TOKEN = "0123456789abcdef"
+
+
+@contextmanager
+def prometheus(directory: Path, *targets: str) -> Iterator[Ask]:
+    """Run Prometheus with our configuration and rules for these targets; yields what asks its HTTP interface."""
+    address = f"127.0.0.1:{servers.free_port()}"
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    [job] = config["scrape_configs"]
+    job |= {"scheme": "http", "static_configs": [{"targets": targets}]}
+    job["authorization"] = {"credentials_file": str(directory / "token")}
+    config["rule_files"] = [str(RULES)]
+    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"}
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
+    (directory / "token").write_text(TOKEN)
+    command = [
+        installed("prometheus"),
+        f"--config.file={directory}/prometheus.yml",
+        f"--storage.tsdb.path={directory}/prometheus",
+        f"--web.listen-address={address}",
+    ]
+
+    def ask(path: str, **query: str) -> Any:
+        with suppress(OSError), urlopen(f"http://{address}/api/v1/{path}?{urlencode(query)}", timeout=5) as answer:
+            return json.load(answer)["data"]
+        return {}
+
+    become = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+    with servers.process("-c", become, *command, env={}, log=directory / "prometheus.log"):
+        yield ask
+
+
+@pytest.mark.faults
+def test_a_real_prometheus_reads_a_site_and_answers_every_query(
+    environment: Mapping[str, str], entry: PeriodicTask, tmp_path: Path
+) -> None:
+    now = timezone.now()
+    make_accounts(3, ended=9 * DAY, now=now)
+    expire(now - DAY)
+    make_accounts(2, ended=9 * DAY, now=now)
+    with pytest.raises(TooManyDue):
+        expire(now, max_accounts=1)
+    NoticeFactory.create(next_attempt=now)
+    PeriodicTask.objects.filter(pk=entry.pk).update(last_run_at=now - DAY)
+    site, dead = (f"127.0.0.1:{servers.free_port()}" for _ in range(2))
+    web = ["-m", "gunicorn", "project.wsgi", "--config", "project/gunicorn.py", "--no-control-socket", "--bind", site]
+    expected = {("TrialExpiryRefused", site), ("TrialBeatOverdue", site), ("TrialExpiryDown", dead)}
+
+    with (
+        servers.process(
+            *web, env={**environment, "METRICS_TOKEN": TOKEN, "TRIAL_NOTICES": "1"}, log=tmp_path / "web.log"
+        ),
+        prometheus(tmp_path, site, dead) as ask,
+    ):
+
+        def rules() -> list[dict[str, Any]]:
+            return [rule for group in ask("rules").get("groups", []) for rule in group["rules"]]
+
+        def alerts() -> set[tuple[str, str]]:
+            labels = [alert["labels"] for rule in rules() for alert in rule["alerts"]]
+            return {(each["alertname"], each.get("instance", "")) for each in labels}
+
+        for query in queries_of_the_dashboard():
+            servers.wait_for(query, lambda query=query: ask("query", query=query).get("result"))  # type: ignore[misc]
+        servers.wait_for("the alerts", lambda: alerts() >= expected)
+        assert {rule["health"] for rule in rules()} == {"ok"}
+
+
+def queries_of_the_dashboard() -> Iterator[str]:
+    """Every query, for all sites."""
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"].replace("$job", "trials").replace("$instance", ".*")
 
 
 # --- Heroku ---

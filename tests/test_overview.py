@@ -19,14 +19,16 @@ from django.utils.html import escape
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from accounts import services
+from accounts import ledger, services
 from accounts.admin import charts, overview, paths, schedule, ticks
+from accounts.health import MANY
 from accounts.models import Account, Decision, ExpiryRun
 from accounts.services import TooManyDue
 from project.celery import app
 from sandbox import servers
 from tests.conftest import Process
 from tests.factories import AccountFactory, NoticeFactory, UserFactory, fill_tables, make_accounts
+from tests.plans import of_large_tables, rows_read, tables_scanned
 from users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -45,16 +47,6 @@ def _no_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cache.clear()
 
 
-@pytest.fixture
-def entry() -> PeriodicTask:
-    """The hourly entry in beat's schedule; a test that flushed the tables may have deleted the migration's."""
-    hourly, _ = CrontabSchedule.objects.get_or_create(minute="0", hour="*", timezone="UTC")
-    entry, _ = PeriodicTask.objects.get_or_create(
-        task="accounts.expire_trials", defaults={"name": "Expire trials", "crontab": hourly}
-    )
-    return entry
-
-
 def add_run(now: datetime, *, path: ExpiryRun.Path = COMMAND, took: timedelta = SECOND, **fields: Any) -> ExpiryRun:
     """Store a run in the ledger that started at ``now``."""
     fields = {"status": ExpiryRun.Status.SUCCEEDED, "finished": now + took, **fields}
@@ -69,10 +61,11 @@ def test_every_trial_is_due_or_in_grace_or_ending_soon_or_later(
 ) -> None:
     for ends in (-DAY - TICK, -DAY, -TICK, timedelta(0), 7 * DAY - TICK, 7 * DAY):
         AccountFactory.create(trial_ends_at=now + ends)
-    AccountFactory.create(status=Account.TRIAL_EXPIRED, trial_ends_at=now)
     AccountFactory.create(status=Account.ACTIVE, trial_ends_at=now)
+    add_run(now - 40 * DAY, expired_count=9, undone_count=2)
+    add_run(now - 50 * DAY, path=CELERY, expired_count=5)
 
-    assert overview.trials(now=now) == overview.Trials(trialing=6, due=1, in_grace=2, ending_soon=2, expired=1)
+    assert overview.trials(now=now) == overview.Trials(trialing=6, due=1, in_grace=2, ending_soon=2, expired=12)
 
 
 # --- Schedule ---
@@ -408,29 +401,65 @@ def test_the_overview_asks_as_many_queries_for_many_runs_as_for_few(
 
 
 @pytest.mark.postgres
-def test_only_the_count_of_expired_accounts_reads_a_whole_table(
-    now: datetime, entry: PeriodicTask, settings: Settings
+def test_the_overview_reads_a_bounded_part_of_large_tables(
+    now: datetime, entry: PeriodicTask, settings: Settings, admin_client: Client
 ) -> None:
     settings.TRIAL_NOTICES = True
     make_accounts(50, ended=2 * DAY, now=now)
     services.expire_trials(path=COMMAND, now=now)
-    make_accounts(50, ended=-5 * DAY, now=now)
-    fill_tables(20_000)
+    fill_tables(24_000)
     with connection.cursor() as cursor:
+        # Half of them end on the tenth day, so that its bar and the count of all trials stop.
+        cursor.execute(
+            "UPDATE accounts_account SET status = 'trialing', trial_ends_at = %s + id * interval '1 second'"
+            " WHERE status = 'active' AND id %% 2 = 0",
+            [now + 9 * DAY],
+        )
         cursor.execute(
             "INSERT INTO accounts_notice (account_id, kind, trial_ends_at, days_before, status, sent, next_attempt)"
             " SELECT id, 'ended', now(), 0, 'sent', now(), now() FROM accounts_account"
         )
-        cursor.execute("ANALYZE accounts_notice")
-        with CaptureQueriesContext(connection) as asked:
-            overview.collect(now=now)
-        large = ('FROM "accounts_account"', 'FROM "accounts_notice"')
-        about_many_rows = [query["sql"] for query in asked if any(table in query["sql"] for table in large)]
-        scanned = []
-        for sql in about_many_rows:
-            cursor.execute(f"EXPLAIN {sql}")
-            if re.search("Seq Scan on accounts_(account|notice)", str(cursor.fetchall())):
-                scanned.append(sql)
+        cursor.execute("ANALYZE")
+    with CaptureQueriesContext(connection) as asked:
+        figures = overview.collect(now=now)
+    queries = of_large_tables(asked)
 
-    assert len(about_many_rows) >= 11
-    assert [sql.partition(" WHERE ")[2] for sql in scanned] == ['"accounts_account"."status" = \'trial_expired\'']
+    assert figures.trials.trialing == MANY
+    assert (figures.ending.highest, figures.ending.is_capped) == (overview.MANY_A_DAY, True)
+    assert len(queries) >= 8
+    assert [sql for sql in queries if tables_scanned(sql)] == []
+    assert max(rows_read(sql) for sql in queries) <= MANY + 50  # with the entries of those that expired
+
+
+@pytest.mark.postgres
+def test_the_overview_does_not_read_what_expired_accounts_left_in_the_index(
+    now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MANY_EXPIRED", 0)
+    make_accounts(500, ended=2 * DAY, now=now)
+    services.expire_trials(path=COMMAND, now=now)  # in the transaction of the test, so no entry can be removed
+    make_accounts(5, ended=-5 * DAY, now=now)
+    with CaptureQueriesContext(connection) as asked:
+        overview.trials(now=now + MINUTE)
+    [counted] = of_large_tables(asked)
+    assert rows_read(counted) < 100
+
+    monkeypatch.setattr(ledger, "MANY_EXPIRED", 10_000)
+    with CaptureQueriesContext(connection) as asked:
+        overview.trials(now=now + MINUTE)
+    [counted] = of_large_tables(asked)
+    assert rows_read(counted) >= 500, "the test can see such entries"
+
+
+def test_a_count_that_stopped_is_written_with_a_plus(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    settings.TRIAL_NOTICES = True
+    NoticeFactory.create_batch(3, next_attempt=timezone.now())
+    monkeypatch.setattr(overview, "MANY", 2)
+    monkeypatch.setattr(overview, "MANY_A_DAY", 2)
+    AccountFactory.create_batch(3, trial_ends_at=timezone.now() + 3 * DAY)
+    page = admin_client.get("/admin/").content.decode()
+
+    assert "At least 2 in all; 2+ on the busiest day." in re.sub(r"\s+", " ", page)
+    assert re.findall(r">(?:On trial|Waiting)</a></dt><dd>(.*?)</dd>", page) == ["2+", "2+"]

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from django.template import Context, Template
 
-from accounts.words import duration, moment, number, plural, time_left
+from accounts.words import duration, moment, number, number_up_to, plural, time_left
 
 DAY, HOUR, MINUTE, SECOND = (timedelta(**{unit: 1}) for unit in ("days", "hours", "minutes", "seconds"))
 AT = datetime(2026, 11, 4, 2, 41, 7, tzinfo=UTC)
@@ -20,6 +20,12 @@ def test_a_moment_is_told_in_utc_to_the_minute_or_the_second() -> None:
 
 def test_numbers_have_their_thousands_separated() -> None:
     assert [number(999), number(51234), number(-1000), number(1234.5678)] == ["999", "51,234", "-1,000", "1,235"]
+
+
+def test_a_count_that_stopped_has_a_plus() -> None:
+    assert [number_up_to(*count) for count in ((9_999, 10_000), (10_000, 10_000), (10_000, None))] == [
+        *("9,999", "10,000+", "10,000"),
+    ]
 
 
 def test_a_count_has_its_noun_in_the_singular_or_the_plural() -> None:

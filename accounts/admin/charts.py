@@ -54,6 +54,13 @@ class Chart:
     top: int
     """The count at the upper end of the axis: a round number, and even, so that its half can be written too."""
     total: int
+    most: int | None
+    """Where counting a day stopped; None when it did not."""
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether counting a day stopped, so that there are more."""
+        return self.most is not None and self.highest >= self.most
 
     @property
     def middle(self) -> int:
@@ -62,9 +69,18 @@ class Chart:
 
 
 def stacked_bars(
-    days: Iterable[date], series: Mapping[str, Mapping[date, int]], *, url: Callable[[date], str] = lambda day: ""
+    days: Iterable[date],
+    series: Mapping[str, Mapping[date, int]],
+    *,
+    url: Callable[[date], str] = lambda day: "",
+    most: int | None = None,
 ) -> Chart:
-    """Stack the counts of each series, the first at the bottom, for each of the days. ``url`` lists those of a day."""
+    """Stack the counts of each series, the first at the bottom, for each of the days.
+
+    Args:
+        url: lists those of a day.
+        most: where counting a day stopped.
+    """
     rows: list[tuple[date, list[int]]] = [(day, [counts.get(day, 0) for counts in series.values()]) for day in days]
     highest = max(sum(counts) for _, counts in rows)
     top = round_number(highest)
@@ -78,7 +94,8 @@ def stacked_bars(
         )
         for number, (day, counts) in enumerate(rows)
     ]
-    return Chart(bars=bars, series=list(series), highest=highest, top=top, total=sum(bar.count for bar in bars))
+    total = sum(bar.count for bar in bars)
+    return Chart(bars=bars, series=list(series), highest=highest, top=top, total=total, most=most)
 
 
 def round_number(highest: int) -> int:

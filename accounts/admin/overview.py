@@ -1,8 +1,8 @@
 """The figures of the overview: accounts by state, whether the schedule works, and the performance of each path.
 
-The page is admin/overview.html. All queries together take a few hundred milliseconds with a million accounts: an index
-serves the counts of trials, runs are few, and a bounded sample serves lateness. Expired accounts have no index, because
-it would slow down every run; counting them reads the table, about 80 ms for a million.
+The page is admin/overview.html. No query reads more than a bounded number of accounts, however many there are: counts
+stop at many, begin above the entries that expired accounts left in the index, and lateness is that of a sample. Expired
+accounts have no index, because it would slow down every run; the ledger knows how many there are.
 """
 
 from collections import Counter
@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 
 from django.apps import apps
 from django.conf import settings
-from django.db.models import Count, Min
-from django.db.models.functions import TruncDate
+from django.db.models import F, Min, Sum
 from django.urls import reverse
 
-from accounts import decisions, health
+from accounts import decisions, health, ledger
 from accounts.access import why_on_hold
 from accounts.admin.charts import Chart, stacked_bars
 from accounts.admin.findings import Link, links
 from accounts.admin.paths import PathFigures, path_figures
 from accounts.admin.ticks import Tick, last_ticks
+from accounts.counts import counts
+from accounts.health import MANY
 from accounts.models import Account, AccountQuerySet, Decision, ExpiryRun, Notice, grace_cutoff
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ DAYS = 30
 """The overview shows the runs of the last 30 days and the trials that end within the next 30 days."""
 
 SOON = timedelta(days=7)
+
+MANY_A_DAY = 1_000
+"""The chart of the trials that end counts so many of each day; there are 31 days, so it reads 31,000 at the most."""
 
 
 def ending(*, start: datetime, end: datetime) -> AccountQuerySet:
@@ -46,7 +50,7 @@ def in_grace(now: datetime) -> AccountQuerySet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trials:
-    """The number of accounts in each state."""
+    """The number of accounts in each state; of those on trial, ``MANY`` at the most."""
 
     trialing: int
     """All accounts on trial, including those that are due, in grace or ending soon."""
@@ -56,32 +60,41 @@ class Trials:
     ending_soon: int
     """The trial ends within 7 days."""
     expired: int
+    """By every run in the ledger, less those that an undo put back."""
 
 
 def trials(*, now: datetime) -> Trials:
     """Count the accounts by what the rule says of them at ``now``."""
-    return Trials(
-        trialing=Account.objects.filter(status=Account.TRIALING).count(),
-        due=Account.objects.due(now).count(),
-        in_grace=in_grace(now).count(),
-        ending_soon=ending(start=now, end=now + SOON).count(),
-        expired=Account.objects.filter(status=Account.TRIAL_EXPIRED).count(),
+    mark = ledger.low_water_mark(now=now)
+    trialing, due, in_grace_now, ending_soon = counts(
+        *(
+            rows.order_by("trial_ends_at")
+            for rows in (
+                Account.objects.filter(status=Account.TRIALING).above(mark),
+                Account.objects.due(now).above(mark),
+                in_grace(now),
+                ending(start=now, end=now + SOON),
+            )
+        ),
+        most=MANY,
     )
+    expired = ExpiryRun.objects.aggregate(number=Sum(F("expired_count") - F("undone_count"), default=0))["number"]
+    return Trials(trialing=trialing, due=due, in_grace=in_grace_now, ending_soon=ending_soon, expired=expired)
 
 
-def expired_by_day(ledger: Iterable[ExpiryRun], *, now: datetime) -> Chart:
+def expired_by_day(lately: Iterable[ExpiryRun], *, now: datetime) -> Chart:
     """The accounts that each path expired, minus those undone, on each of the last 30 days and today."""
-    counts: dict[str, Counter[date]] = {path.value: Counter() for path in ExpiryRun.Path}
+    by_path: dict[str, Counter[date]] = {path.value: Counter() for path in ExpiryRun.Path}
     runs: dict[date, list[str]] = {}
-    for run in ledger:
+    for run in lately:
         day = run.as_of.astimezone(UTC).date()
-        counts[run.path][day] += run.expired_count - run.undone_count
+        by_path[run.path][day] += run.expired_count - run.undone_count
         if run.expired_count:
             runs.setdefault(day, []).append(str(run.pk))
     today = now.astimezone(UTC).date()
     return stacked_bars(
         (today - timedelta(days=ago) for ago in range(DAYS, -1, -1)),
-        counts,
+        by_path,
         url=lambda day: accounts_url(expiry_run__in=",".join(runs[day])),  # served by the index of expired accounts
     )
 
@@ -92,23 +105,20 @@ def accounts_url(**query: object) -> str:
 
 
 def ending_by_day(*, now: datetime) -> Chart:
-    """The trials that end in the rest of today and on each of the next 30 days."""
-    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    counts = (
-        ending(start=now, end=midnight + timedelta(days=DAYS + 1))
-        .values_list(TruncDate("trial_ends_at", tzinfo=UTC))
-        .annotate(number=Count("*"))
-        .order_by()
-    )
-    days = (midnight.date() + timedelta(days=ahead) for ahead in range(DAYS + 1))
+    """The trials that end in the rest of today and on each of the next 30 days, ``MANY_A_DAY`` of a day at the most."""
+    today = now.astimezone(UTC).date()
+    days = [today + timedelta(days=ahead) for ahead in range(DAYS + 1)]
+    bounds = {day: (max(now, _midnight(day)), _midnight(day + timedelta(days=1))) for day in days}
+    rows = (ending(start=start, end=end).order_by("trial_ends_at") for start, end in bounds.values())
     return stacked_bars(
         days,
-        {"trials": dict(counts)},
+        {"trials": dict(zip(days, counts(*rows, most=MANY_A_DAY), strict=True))},
         url=lambda day: accounts_url(
             status__exact=Account.TRIALING,
-            trial_ends_at__gte=max(now, _midnight(day)).isoformat(),
-            trial_ends_at__lt=_midnight(day + timedelta(days=1)).isoformat(),
+            trial_ends_at__gte=bounds[day][0].isoformat(),
+            trial_ends_at__lt=bounds[day][1].isoformat(),
         ),
+        most=MANY_A_DAY,
     )
 
 
@@ -118,7 +128,7 @@ def _midnight(day: date) -> datetime:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mails:
-    """The mails to customers that are not sent yet."""
+    """The mails to customers that are not sent yet, ``MANY`` of each at the most."""
 
     waiting: int
     oldest: datetime | None
@@ -128,9 +138,10 @@ class Mails:
 
 def mails() -> Mails:
     """Count the notices, by index."""
-    waiting = Notice.objects.pending().aggregate(count=Count("pk"), oldest=Min("queued"))
-    given_up = Notice.objects.filter(status=Notice.Status.GIVEN_UP).count()
-    return Mails(waiting=waiting["count"], oldest=waiting["oldest"], given_up=given_up)
+    pending = Notice.objects.pending()
+    given_up = Notice.objects.filter(status=Notice.Status.GIVEN_UP)
+    waiting, gone = counts(pending.order_by("queued"), given_up.order_by("next_attempt"), most=MANY)
+    return Mails(waiting=waiting, oldest=pending.aggregate(first=Min("queued"))["first"], given_up=gone)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,11 +173,13 @@ class Overview:
     paths: list[PathFigures]
     expired: Chart
     ending: Chart
+    many: int
+    """Where the counts of trials and mails stopped."""
 
 
 def collect(*, now: datetime) -> Overview:
     """Compute every figure of the overview, as of ``now``."""
-    ledger = list(ExpiryRun.objects.filter(as_of__gt=now - timedelta(days=DAYS)).order_by("-pk"))
+    lately = list(ExpiryRun.objects.filter(as_of__gt=now - timedelta(days=DAYS)).order_by("-pk"))
     found = health.check(now=now, max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS))
     has_beat = apps.is_installed("django_celery_beat")
     schedule, processes = celery(now=now) if has_beat else (None, None)
@@ -184,9 +197,10 @@ def collect(*, now: datetime) -> Overview:
         has_beat=has_beat,
         schedule=schedule,
         processes=processes,
-        paths=[path_figures(path, ledger) for path in ExpiryRun.Path],
-        expired=expired_by_day(ledger, now=now),
+        paths=[path_figures(path, lately) for path in ExpiryRun.Path],
+        expired=expired_by_day(lately, now=now),
         ending=ending_by_day(now=now),
+        many=MANY,
     )
 
 

@@ -7,7 +7,7 @@ from statistics import median_low
 
 from accounts.models import Account, ExpiryRun
 
-SAMPLE = 10_000
+SAMPLE = 1_000
 """Lateness is computed from at most this many accounts of each path, those that expired last."""
 
 
@@ -29,7 +29,7 @@ class PathFigures:
     accounts_per_second: float | None
     """All accounts divided by all seconds of the runs that expired any account."""
     median_lateness: timedelta | None
-    """The time from an account becoming due to the run that expired it, for the latest 10,000 accounts."""
+    """The time from an account becoming due to the run that expired it, for the latest 1,000 accounts."""
     worst_lateness: timedelta | None
 
 

@@ -8,6 +8,7 @@ from accounts import words
 
 register = template.Library()
 register.filter(words.number)
+register.filter(words.number_up_to)
 register.filter(words.duration)
 
 

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 import redis
+from django.utils import timezone
+from django_celery_beat.models import PeriodicTask
+from prometheus_client import CollectorRegistry
 
+from accounts.metrics import TrialExpiry
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process
 from tests.faults.conftest import Customers, Hold, Tick, ticks_every_second, wait_for_line
@@ -30,12 +34,14 @@ def full(broker: str) -> Iterator[None]:
 def test_a_full_broker_is_told_in_a_line_and_costs_no_more_than_ticks(
     customers: Customers, celery: Process, tick: Tick, broker: str, tmp_path: Path
 ) -> None:
-    ticks_every_second()
+    PeriodicTask.objects.exclude(pk=ticks_every_second().pk).delete()
     with full(broker):
         with celery("worker", "--concurrency=1") as worker:
             assert worker.wait(30) == 1
         with celery("beat"):
             wait_for_line(tmp_path / "beat.log", "Couldn't apply scheduled task every second:")
+    assert metric("trial_expiry_tick_without_run") == 1
+    assert metric("trial_expiry_beat_overdue") == 0, "beat lived to its end"
     for log in ("worker.log", "beat.log"):
         text = (tmp_path / log).read_text()
         assert REFUSAL in text
@@ -44,6 +50,14 @@ def test_a_full_broker_is_told_in_a_line_and_costs_no_more_than_ticks(
     with celery("worker", "--concurrency=1"), celery("beat"):
         wait_for("beat's next tick", customers.have_expired)
         customers.assert_settled_by(tick)
+    assert metric("trial_expiry_tick_without_run") == 0
+
+
+def metric(name: str) -> float | None:
+    """What the site tells Prometheus."""
+    registry = CollectorRegistry()
+    registry.register(TrialExpiry(timezone.now()))
+    return registry.get_sample_value(name)
 
 
 def test_a_worker_whose_broker_fills_up_ends_with_a_line(
