@@ -64,6 +64,8 @@ def erase(*, user: AbstractBaseUser) -> None:
     """
     with transaction.atomic():
         found = traces(user=user)
+        # Until the end nobody adds an event or a notice to the account, which would fail the commit by its foreign key.
+        list(found.accounts.select_for_update().values_list("pk"))
         found.decisions.update(by=ERASED)
         found.undone.update(undone_by=ERASED)
         found.events.update(by=ERASED)

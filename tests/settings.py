@@ -31,6 +31,9 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # A file, so that worker, beat and command processes use the same database.
     _directory = _started.enter_context(tempfile.TemporaryDirectory(prefix="sqlite-"))
     DATABASES["default"]["TEST"] = {"NAME": str(Path(_directory) / "test.sqlite3")}
+else:
+    # A statement that would wait for a lock forever fails.
+    DATABASES["default"]["OPTIONS"]["options"] = "-c statement_timeout=30s"
 
 WHITENOISE_AUTOREFRESH = True  # otherwise it warns that the static files were not collected
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
