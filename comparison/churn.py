@@ -68,10 +68,12 @@ SEND = "UPDATE accounts_notice SET status = 'sent', sent = queued WHERE status =
 SEND_HALF = f"{SEND} AND id <= (SELECT avg(id) FROM accounts_notice)"  # noqa: S608
 SIZES = """
     SELECT pg_table_size('accounts_account') AS table_bytes, pg_indexes_size('accounts_account') AS indexes_bytes,
-        (SELECT sum(pg_relation_size(indexrelid)) FROM pg_index WHERE indrelid = 'accounts_account'::regclass
-            AND pg_get_indexdef(indexrelid) LIKE '%% (trial_ends_at%%') AS due_index_bytes,
         pg_total_relation_size('accounts_notice') AS notices_bytes,
         (SELECT sum(n_dead_tup) FROM pg_stat_user_tables WHERE relname = ANY(%(tables)s)) AS dead_rows
+"""
+INDEX_BYTES = """
+    SELECT sum(pg_relation_size(indexrelid)) FROM pg_index
+    WHERE indrelid = 'accounts_account'::regclass AND pg_get_indexdef(indexrelid) ~ %(begins)s
 """
 NEEDS_VACUUM = """
     SELECT relname FROM pg_stat_user_tables JOIN pg_class USING (relname), LATERAL (
@@ -154,7 +156,7 @@ class Month:
             "expired": self.expired,
             "vacuums": self.number_of_vacuums,
             "wal_account_bytes": (written() - wal) / max(1, self.signed_up),
-            "wal_expiry_bytes": self.wal_of_ticks / max(1, self.expired),
+            "wal_ticks_bytes": self.wal_of_ticks / max(1, self.expired),
             "ticks_first_seconds": median(self.ticks[1]),
             "ticks_last_seconds": median(self.ticks[days]),
         }
@@ -208,9 +210,18 @@ def after_half(*, now: datetime, vacuums: bool) -> dict[str, float]:
     def run_slices(*args: Any) -> None:
         services.run_here(*args, after_slice=after_slice)
 
-    services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now, run_slices=run_slices)
-    values["first_slice_seconds"] = firsts[0]
-    values["plan_mails_seconds"] = seconds(lambda: notices.queue_notices(now=now), times=1)
+    values |= bytes_of_an_account()
+    wal = written()
+    run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now, run_slices=run_slices)
+    values |= {
+        "first_slice_seconds": firsts[0],
+        "run_seconds": time.perf_counter() - began,
+        "wal_expiry_bytes": (written() - wal) / run.expired_count,
+        "run_index_bytes": index_bytes("expiry_run") / run.expired_count,
+    }
+    wal, began = written(), time.perf_counter()
+    mails = notices.queue_notices(now=now).total
+    values |= {"plan_mails_seconds": time.perf_counter() - began, "wal_mail_bytes": (written() - wal) / mails}
     execute(SEND_HALF)
     if vacuums:
         vacuum()
@@ -223,6 +234,31 @@ def after_half(*, now: datetime, vacuums: bool) -> dict[str, float]:
     }
     values |= {f"{what}_seconds": took for what, took in question(now).items()}
     return values | {f"{name}_seconds": seconds(page) for name, page in pages.items()}
+
+
+def undo() -> dict[str, float]:
+    """Put back what the last run expired."""
+    run, wal, began = ExpiryRun.objects.filter(expired_count__gt=0).latest("pk"), written(), time.perf_counter()
+    undone = services.undo_run(run=run, now=timezone.now(), by="compare_paths")
+    return {"undo_seconds": time.perf_counter() - began, "wal_undo_bytes": (written() - wal) / max(1, undone)}
+
+
+def bytes_of_an_account() -> dict[str, float]:
+    """Of the row, and of its entry in each index; of the index of trials, of an account that is in it."""
+    accounts = Account.objects.count()
+    ((row,),) = execute("SELECT pg_table_size('accounts_account')")
+    return {
+        "row_bytes": row / accounts,
+        "key_index_bytes": index_bytes("id") / accounts,
+        "user_index_bytes": index_bytes("user_id") / accounts,
+        "due_index_bytes": index_bytes("trial_ends_at") / Account.objects.filter(status=Account.TRIALING).count(),
+    }
+
+
+def index_bytes(column: str) -> float:
+    """Of the indexes of accounts that begin with that column, or its foreign key."""
+    ((size,),) = execute(INDEX_BYTES, begins=rf"\(\m{column}(_id)?\M")
+    return float(size)
 
 
 def claim() -> None:
@@ -243,11 +279,11 @@ def vacuum() -> int:
 
 def sizes() -> dict[str, float]:
     """Bytes of the tables and indexes, and dead rows as the statistics have them."""
-    ((table, indexes, due_index, notices_table, dead),) = execute(SIZES)
+    ((table, indexes, notices_table, dead),) = execute(SIZES)
     return {
         "table_bytes": float(table),
         "indexes_bytes": float(indexes),
-        "due_index_bytes": float(due_index),
+        "trials_bytes": index_bytes("trial_ends_at"),
         "notices_bytes": float(notices_table),
         "dead_rows": float(dead),
     }

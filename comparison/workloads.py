@@ -14,7 +14,7 @@ from accounts.models import Account, Notice
 from comparison import access, churn, contenders, faults, measures, sample
 from comparison.measurements import Options, Scenario
 from comparison.measures import Measure, Turn
-from comparison.runners import Runner
+from comparison.runners import Failed, Runner
 from comparison.sites import own_site
 from sandbox.mail_server import Mailbox
 from sandbox.scratch import ScratchDatabase
@@ -177,9 +177,14 @@ class AfterHalf(Churn):
         """Expire them, and ask."""
         with churn.kept(turn.runner):
             turn.values |= churn.after_half(now=self.now, vacuums=turn.runner.name == churn.VACUUMED)
+            if wrong := sample.what_is_wrong(paid=()):
+                raise Failed(wrong)
+            turn.values |= churn.undo()
 
     def what_is_wrong(self, turn: Turn) -> str:
-        return sample.what_is_wrong(paid=())
+        """Compare what the undo has left."""
+        left = turn.scenario.due - self.count_due()
+        return f"{left} accounts were not put back on trial." if left else ""
 
 
 class Access(Workload):
