@@ -74,13 +74,16 @@ INDEX_BYTES = """
     SELECT sum(pg_relation_size(indexrelid)) FROM pg_index
     WHERE indrelid = 'accounts_account'::regclass AND pg_get_indexdef(indexrelid) ~ %(begins)s
 """
-NEEDS_VACUUM = """
-    SELECT relname FROM pg_stat_user_tables JOIN pg_class USING (relname), LATERAL (
-        SELECT json_object_agg(option_name, option_value) AS o FROM pg_options_to_table(reloptions)
-    ) AS own WHERE relname = ANY(%(tables)s) AND n_dead_tup >
-        coalesce(o ->> 'autovacuum_vacuum_threshold', current_setting('autovacuum_vacuum_threshold'))::float
-        + coalesce(o ->> 'autovacuum_vacuum_scale_factor', current_setting('autovacuum_vacuum_scale_factor'))::float
-        * reltuples
+MAINTENANCE = """
+    SELECT relname,
+        n_dead_tup > current_setting('autovacuum_vacuum_threshold')::float + reltuples
+            * coalesce(own.scale, current_setting('autovacuum_vacuum_scale_factor'))::float,
+        n_mod_since_analyze > current_setting('autovacuum_analyze_threshold')::float + reltuples
+            * current_setting('autovacuum_analyze_scale_factor')::float
+    FROM pg_stat_user_tables JOIN pg_class USING (relname), LATERAL (
+        SELECT max(option_value) FILTER (WHERE option_name = 'autovacuum_vacuum_scale_factor') AS scale
+        FROM pg_options_to_table(reloptions)
+    ) AS own WHERE relname = ANY(%(tables)s)
 """
 
 
@@ -88,7 +91,9 @@ class Vacuumed(Runner):
     """What a well-kept installation has."""
 
     name, title, path = VACUUMED, "vacuumed", "tables"
-    how = "Each simulated day ends with VACUUM where autovacuum's thresholds ask for it: of accounts, 2 % of dead rows."
+    how = (
+        "Each simulated hour ends with VACUUM where autovacuum's thresholds ask for it: of accounts, 2 % of dead rows."
+    )
 
     def run(self) -> None:
         """Nothing runs: time goes by in this process."""
@@ -141,8 +146,7 @@ class Month:
             for hour in range(24):
                 now = self.start + (day - 1) * DAY + (hour + 1) * HOUR
                 self.hour(now, day)
-            if self.vacuums:
-                self.number_of_vacuums += vacuum()
+                self.number_of_vacuums += maintain(vacuums=self.vacuums)
             if day in SHOWN:
                 values |= {f"{what}_day_{day}_seconds": took for what, took in question(now).items()}
         after = sizes()
@@ -218,8 +222,7 @@ def after_half(*, now: datetime, vacuums: bool) -> dict[str, float]:
     mails = notices.queue_notices(now=now).total
     values |= {"plan_mails_seconds": time.perf_counter() - began, "wal_mail_bytes": (written() - wal) / mails}
     execute(SEND_HALF)
-    if vacuums:
-        vacuum()
+    maintain(vacuums=vacuums)
     pages: dict[str, Callable[[], Any]] = {
         "tick_after": lambda: tick(now),
         "claim": claim,
@@ -263,13 +266,17 @@ def claim() -> None:
         transaction.set_rollback(True)
 
 
-def vacuum() -> int:
-    """Vacuum the tables for which autovacuum's thresholds ask for it; returns how many."""
+def maintain(*, vacuums: bool) -> int:
+    """Do what autovacuum's thresholds ask for; returns how many tables were vacuumed. Statistics are always renewed."""
     execute("SELECT pg_stat_force_next_flush()")
-    tables = [name for (name,) in execute(NEEDS_VACUUM)]
-    for table in tables:
-        execute(f"VACUUM (ANALYZE) {table}")
-    return len(tables)
+    number = 0
+    for table, dead_rows, changes in execute(MAINTENANCE):
+        if dead_rows and vacuums:
+            execute(f"VACUUM (ANALYZE) {table}")
+            number += 1
+        elif changes:
+            execute(f"ANALYZE {table}")
+    return number
 
 
 def sizes() -> dict[str, float]:

@@ -116,7 +116,7 @@ NOTES = {
     ),
     "What a month leaves": (
         "Of the accounts the table and its indexes, and how much larger both are than a month before, with 15 % more "
-        "accounts. Autovacuum looks once a minute; here it is as if it looked after every simulated day."
+        "accounts. Autovacuum looks once a minute; here it is as if it looked after every simulated hour."
     ),
     "What a month does": (
         "WAL for each sign-up is that of the whole month: users, accounts, mails, payments and ledger. Of an expiry, "
