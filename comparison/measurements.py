@@ -40,7 +40,7 @@ class Contender:
     name: str  # short and unique, such as ``command``: what measurements refer to
     title: str  # as a reader knows it, short enough for a column
     how: str  # one sentence: what runs, and what is timed
-    path: str  # ``cron`` for a process per run, ``celery``, ``engine`` for the others, ``limit`` for a yardstick
+    path: str  # ``cron`` for a process per run, ``celery``, ``engine``, ``limit`` for a yardstick, and others
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

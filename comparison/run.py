@@ -17,7 +17,7 @@ from django.core.management import call_command
 from django.db import connections
 from rich.progress import Progress
 
-from comparison import access, contenders, machine, sample, workloads
+from comparison import access, churn, contenders, machine, sample, workloads
 from comparison.engines.contenders import ENGINES
 from comparison.measurements import Key, Options, Result, Scenario
 from comparison.measures import Turn, percentile
@@ -61,6 +61,11 @@ def deciders() -> list[Runner]:
     return [access.ByStoredStatus(), access.DecidedOnRead()]
 
 
+def keepers() -> list[Runner]:
+    """Those that keep the tables clean, or not."""
+    return [churn.Vacuumed(), churn.NeverVacuumed()]
+
+
 def engines() -> list[Runner]:
     """The others; of what is timed they have one turn each."""
     others = [engine() for engine in ENGINES]
@@ -81,7 +86,13 @@ def of_mails(mailbox: Mailbox, mails: int) -> list[Runner]:
 
 def names(workers: int) -> list[str]:
     """Of all that ``--only`` may choose."""
-    everybody = [*contestants(workers), *scheduled(workers), *deciders(), *of_mails(Mailbox("", 0), 0)]
+    everybody = [
+        *contestants(workers),
+        *scheduled(workers),
+        *deciders(),
+        *keepers(),
+        *of_mails(Mailbox("", 0), 0),
+    ]
     return list(dict.fromkeys(runner.name for runner in everybody))
 
 
@@ -150,6 +161,11 @@ class Comparison:
             # An engine calls the same verb; how that grows is told by the others.
             growing = [each for each in runs if each.path != "engine" or size == sizes[-2:][0]]
             yield workload(workloads.Backlog, size, growing)
+            if size == sizes[-2:][0]:
+                yield workload(workloads.Churn, size, keepers())
+                yield workload(workloads.AfterHalf, size, keepers())
+        slices = [each for each in runs if each.path in ("limit", "celery") or each.name.startswith("command")]
+        yield workload(workloads.DearBacklog, workloads.DearBacklog.fixed_accounts, slices)
         yield workload(workloads.Faults, workloads.Faults.fixed_accounts, ticks)
         yield workload(workloads.Mails, mails, of_mails(mailbox, mails), mailbox=mailbox)
 

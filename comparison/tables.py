@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from comparison.churn import SHOWN
 from comparison.measurements import Contender, Figure, Result, Scenario
 from comparison.quantities import digits, quantity, ratio_and_spread
 
@@ -44,6 +45,53 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "late_worst_seconds": "worst, ms",
         "ticks": "ticks",
     },
+    "What a month leaves": {
+        "table_bytes": "table, MB",
+        "indexes_bytes": "indexes, MB",
+        "trials_bytes": "index of trials, MB",
+        "growth_share": "growth, %",
+        "notices_bytes": "mails, MB",
+        "dead_rows": "dead rows",
+        "vacuums": "vacuums",
+    },
+    "What a month does": {
+        "signed_up": "sign-ups",
+        "expired": "expired",
+        "wal_account_bytes": "WAL a sign-up, kB",
+        "wal_ticks_bytes": "WAL an expiry, kB",
+        "ticks_first_seconds": "tick on day 1, ms",
+        "ticks_last_seconds": "on the last day, ms",
+    },
+    "Is any account due? Asked of all trials, on day": {f"whole_day_{day}_seconds": f"{day}, ms" for day in SHOWN},
+    "Asked above the low-water mark, on day": {f"above_day_{day}_seconds": f"{day}, ms" for day in SHOWN},
+    "What an account takes, in bytes": {
+        "row_bytes": "row",
+        "key_index_bytes": "primary key",
+        "user_index_bytes": "index of users",
+        "due_index_bytes": "of trials",
+        "run_index_bytes": "of a run's accounts",
+    },
+    "What a run takes": {
+        "run_seconds": "expire, s",
+        "undo_seconds": "undo, s",
+        "plan_mails_seconds": "plan mails, s",
+        "wal_expiry_bytes": "WAL an expiry, kB",
+        "wal_undo_bytes": "WAL an undo, kB",
+        "wal_mail_bytes": "WAL a mail, kB",
+    },
+    "What a tick takes": {
+        "whole_seconds": "question, all trials, ms",
+        "above_seconds": "above the mark, ms",
+        "tick_before_seconds": "tick before, ms",
+        "tick_after_seconds": "tick after, ms",
+        "first_slice_seconds": "first slice, ms",
+    },
+    "What pages and mails take": {
+        "health_seconds": "health, ms",
+        "metrics_seconds": "metrics, ms",
+        "overview_seconds": "overview, ms",
+        "claim_seconds": "claim a mail, ms",
+    },
     "Who is let in, and what it costs to ask": {
         "let_in": "in too long",
         "locked_out": "locked out",
@@ -59,13 +107,25 @@ QUESTIONS: dict[str, dict[str, str]] = {
     },
 }
 """What is asked of a scenario, a table for each, and the measures that answer it, as its columns."""
-UNITS = {"s": 1.0, "ms": 1e3, "MB": 1e-6, "%": 100.0}
+UNITS = {"s": 1.0, "ms": 1e3, "MB": 1e-6, "kB": 1e-3, "%": 100.0}
 WITH_RATIO = ("seconds", "service_seconds")
 NOTES = {
     "What it does at rest": (
         "Standing processes as they are while nobody wants anything, without ticks; of a process for each run, what 24 "
         "runs a day take that find nothing due, computed from one. Connections are those held to the database."
     ),
+    "What a month leaves": (
+        "Of the accounts the table and its indexes, and how much larger both are than a month before, with 15 % more "
+        "accounts. Autovacuum looks once a minute; here it is as if it looked after every simulated hour."
+    ),
+    "What a month does": (
+        "WAL for each sign-up is that of the whole month: users, accounts, mails, payments and ledger. Of an expiry, "
+        "that of the ticks."
+    ),
+    "What a tick takes": (
+        "A tick that finds nothing due, before and after the run; the first slice of that run counts from its start."
+    ),
+    "What pages and mails take": "Mails were planned for all that expired and half of them sent; then one is claimed.",
     "Who is let in, and what it costs to ask": (
         "In too long: the trial and its grace are over, and every job was off for a day. Locked out: customers on "
         "trial, by a clock a year ahead; decided on read, TRIAL_EXPIRY_MAX was set to a day's worth. The page loads "

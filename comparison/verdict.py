@@ -246,6 +246,25 @@ def customers_wait(result: Result) -> Finding | None:
     return Finding("How long customers may wait", f"The longest transaction: {'; '.join(parts)}.") if parts else None
 
 
+def dead_rows(result: Result) -> Finding | None:
+    """What the entries of expired accounts, which only a VACUUM removes, do to the question of a tick."""
+    scenario, worst = largest(result, "half"), result.contender("never-vacuumed")
+    if not (scenario and worst):
+        return None
+    whole, above, before, after = (
+        result.median(scenario, worst, f"{measure}_seconds")
+        for measure in ("whole", "above", "tick_before", "tick_after")
+    )
+    if whole is None or above is None or before is None or after is None:
+        return None
+    return Finding(
+        "What dead rows cost a tick",
+        f"{scenario.title} and with nothing vacuumed, whether any account is due took {duration(whole)} to ask of all "
+        f"trials and {duration(above)} above the low-water mark. A tick took {duration(after)}, and "
+        f"{duration(before)} before.",
+    )
+
+
 def recovery(result: Result) -> Finding | None:
     """From the kill of a working process until all was done."""
     scenario = largest(result, "faults")
@@ -269,6 +288,7 @@ FINDINGS = (
     engines,
     customers_wait,
     access,
+    dead_rows,
     recovery,
 )
 

@@ -11,10 +11,10 @@ from statistics import median
 from typing import ClassVar
 
 from accounts.models import Account, Notice
-from comparison import access, contenders, faults, measures, sample
+from comparison import access, churn, contenders, faults, measures, sample
 from comparison.measurements import Options, Scenario
 from comparison.measures import Measure, Turn
-from comparison.runners import Runner
+from comparison.runners import Failed, Runner
 from comparison.sites import own_site
 from sandbox.mail_server import Mailbox
 from sandbox.scratch import ScratchDatabase
@@ -119,6 +119,72 @@ class Backlog(Expiry):
 
     kind = tables = "backlog"
     title = "A backlog: {due:,} of {accounts:,} accounts are due"
+
+
+class DearBacklog(Expiry):
+    """A trigger on the table, or a cold disk: slices must not get longer because rows are dear."""
+
+    kind = tables = "dear"
+    title = "Each row fifty times as dear: {due:,} of {accounts:,} accounts are due"
+    fixed_accounts = 100_000
+
+    def fill(self) -> None:
+        super().fill()
+        sample.make_updates_dear()
+
+
+class Churn(Workload):
+    """Time goes by, whoever runs it."""
+
+    kind = tables = "churn"
+    title = "A month of {accounts:,} accounts: sign-ups, payments, hourly ticks and mails"
+    once = True
+    measures = ()
+    days: ClassVar[int] = churn.MONTH
+
+    @property
+    def start(self) -> datetime:
+        """When the month begins: it ends now."""
+        return self.now - self.days * churn.DAY
+
+    def fill(self) -> None:
+        churn.fill(self.accounts, now=self.start)
+
+    @contextmanager
+    def around(self, turn: Turn) -> Iterator[None]:
+        yield
+
+    def perform(self, turn: Turn) -> None:
+        """Live it."""
+        with churn.kept(turn.runner):
+            month = churn.Month(accounts=self.accounts, start=self.start, vacuums=turn.runner.name == churn.VACUUMED)
+            turn.values |= month.live(self.days)
+
+    def what_is_wrong(self, turn: Turn) -> str:
+        return churn.what_is_wrong(self.now)
+
+
+class AfterHalf(Churn):
+    """What dead rows do to whoever asks next."""
+
+    kind = tables = "half"
+    title = "Right after {due:,} of {accounts:,} accounts expired"
+
+    def fill(self) -> None:
+        Workload.fill(self)
+
+    def perform(self, turn: Turn) -> None:
+        """Expire them, and ask."""
+        with churn.kept(turn.runner):
+            turn.values |= churn.after_half(now=self.now, vacuums=turn.runner.name == churn.VACUUMED)
+            if wrong := sample.what_is_wrong(paid=()):
+                raise Failed(wrong)
+            turn.values |= churn.undo()
+
+    def what_is_wrong(self, turn: Turn) -> str:
+        """Compare what the undo has left."""
+        left = turn.scenario.due - self.count_due()
+        return f"{left} accounts were not put back on trial." if left else ""
 
 
 class Access(Workload):
@@ -277,5 +343,6 @@ class Mails(Workload):
         return ""
 
 
-KINDS = [each.kind for each in (NothingDue, NormalDay, Backlog, Mails, AtRest, Late, Access, Faults)]
+IN_ORDER = (NothingDue, NormalDay, Backlog, DearBacklog, Mails, AtRest, Late, Access, Churn, AfterHalf, Faults)
+KINDS = [each.kind for each in IN_ORDER]
 """In the order to show them."""

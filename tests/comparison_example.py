@@ -28,6 +28,8 @@ CONTENDERS = (
     contender("mail-jobs-8", "command, 8 jobs", "cron"),
     contender("mail-celery-8", "Celery, 8 processes", "celery"),
     contender("mail-celery-threads-8", "Celery, 8 threads", "celery"),
+    contender("vacuumed", "vacuumed", "tables"),
+    contender("never-vacuumed", "never vacuumed", "tables"),
 )
 # For each contender: start-up seconds, seconds per account, accounts in a transaction, MB.
 COSTS = {
@@ -111,6 +113,50 @@ OTHERS: dict[str, dict[str, dict[str, float]]] = {
         "celery-beat-inside": held(1, scheduler=0),
         "procrastinate": held(0, broker=0, scheduler=0),
     },
+    "churn": {
+        "vacuumed": {
+            "table_bytes": 140 * MB,
+            "indexes_bytes": 120 * MB,
+            "trials_bytes": 9 * MB,
+            "growth_share": 0.19,
+            "notices_bytes": 90 * MB,
+            "dead_rows": 120_000,
+            "vacuums": 3,
+            "signed_up": 150_000,
+            "expired": 87_000,
+            "wal_account_bytes": 6_300,
+            "wal_ticks_bytes": 1_900,
+            "ticks_first_seconds": 0.012,
+            "ticks_last_seconds": 0.014,
+            **{f"{what}_day_{day}_seconds": 0.0005 * day for what in ("whole", "above") for day in (1, 10, 20, 30)},
+        },
+        "never-vacuumed": {"dead_rows": 400_000, "whole_day_30_seconds": 0.35, "above_day_30_seconds": 0.0007},
+    },
+    "half": {
+        "vacuumed": {"whole_seconds": 0.0004, "above_seconds": 0.0003, "health_seconds": 0.004},
+        "never-vacuumed": {
+            "whole_seconds": 0.35,
+            "above_seconds": 0.0006,
+            "tick_before_seconds": 0.009,
+            "tick_after_seconds": 0.010,
+            "first_slice_seconds": 0.08,
+            "row_bytes": 71.5,
+            "key_index_bytes": 21.4,
+            "user_index_bytes": 21.4,
+            "due_index_bytes": 30.1,
+            "run_index_bytes": 30.1,
+            "run_seconds": 14.0,
+            "undo_seconds": 31.0,
+            "wal_expiry_bytes": 560,
+            "wal_undo_bytes": 900,
+            "wal_mail_bytes": 800,
+            "health_seconds": 0.006,
+            "metrics_seconds": 0.05,
+            "overview_seconds": 0.18,
+            "plan_mails_seconds": 14.0,
+            "claim_seconds": 0.0012,
+        },
+    },
     "late": {"command": late(0.81), "celery-2": late(0.031), "procrastinate": late(0.04)},
     "faults": {
         "command": {
@@ -158,7 +204,7 @@ def result() -> Result:
         *(scenario("backlog", size * 8 // 10, accounts=size) for size in sizes),
         *(
             scenario(kind, 0, accounts=sizes[0], baseline=baseline, contenders=tuple(OTHERS[kind]))
-            for kind, baseline in (("idle", ""), ("late", ""), ("faults", ""))
+            for kind, baseline in (("idle", ""), ("late", ""), ("churn", ""), ("half", ""), ("faults", ""))
         ),
     )
     return Result(

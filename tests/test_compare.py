@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -27,7 +27,7 @@ from pytest_django import Settings
 
 from accounts import delivery, notices, services
 from accounts.models import Account, ExpiryRun, Notice
-from comparison import contenders, faults, sample
+from comparison import churn, contenders, faults, sample
 from comparison.machine import database_process
 from comparison.management.commands.compare_paths import SETTINGS, command_line_again
 from comparison.management.commands.expire_otherwise import PART
@@ -36,7 +36,7 @@ from comparison.measures import Turn, percentile, server_cpu_seconds
 from comparison.run import measured, names, of_customers
 from comparison.runners import Failed, Runner, Site
 from comparison.server_log import SESSION_OPTIONS, ServerLog, longest_write, statements
-from comparison.workloads import Backlog, Mails, Workload
+from comparison.workloads import AfterHalf, Backlog, Churn, Mails, Workload
 from sandbox.mail_server import Mailbox
 from sandbox.servers import wait_for
 from tests import comparison_example
@@ -557,6 +557,113 @@ def test_mails_are_timed_only_when_each_arrived_once_and_is_on_record(
 
     assert taken.wrong == wrong
     assert ("seconds" not in taken.values) == bool(wrong)
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db
+def test_trial_ends_of_the_sample_follow_the_keys_but_for_extended_ones(now: datetime) -> None:
+    filled(now)
+    found = list(Account.objects.due(now).order_by("pk").values_list("trial_ends_at", "created"))
+    ends = [end for end, created in found if end - created == timedelta(days=60)]
+
+    assert 0 < len(found) - len(ends) < len(found) / 10  # were extended
+    assert ends == sorted(ends)
+    assert 0 < len(found) - len({end for end, _ in found}) < len(found) / 10  # ties
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db
+def test_an_update_that_was_made_dear_takes_fifty_times_as_long(now: datetime) -> None:
+    filled(now)
+    sample.make_updates_dear()
+    began = time.monotonic()
+    expire(now)
+
+    assert time.monotonic() - began >= 800 * 275e-6
+
+
+MONTH: dict[str, Any] = {"accounts": 1000, "runners": (), "options": OPTIONS, "logs": Path()}
+
+
+@pytest.fixture
+def no_traces() -> Iterator[None]:
+    """Undo what a churn does to tables that are only emptied after a test."""
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS expected, others")
+        for table in churn.TABLES:
+            cursor.execute(f"ALTER TABLE {table} RESET (autovacuum_enabled)")
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db
+def test_an_account_that_a_month_led_astray_is_found(now: datetime) -> None:
+    sample.fill_users(1000, now=now)
+    churn.fill(1000, now=now)
+    services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+    assert churn.what_is_wrong(now) == ""
+    assert {status for (status,) in Account.objects.values_list("status")} == {"active", "trialing", "trial_expired"}
+
+    services.cancel(account_id=Account.objects.filter(status=Account.TRIALING)[0].pk)
+
+    assert churn.what_is_wrong(now) == "1 account(s) are not what the rule makes of them."
+
+
+@pytest.mark.faults
+@pytest.mark.postgres
+@pytest.mark.parametrize("keeper", [churn.Vacuumed, churn.NeverVacuumed])
+def test_two_days_of_a_month_lead_every_account_where_the_rule_does(
+    keeper: type[churn.Vacuumed], transactional_db: None, no_traces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Churn, "days", 2)
+    month = Churn(**MONTH, now=timezone.now())
+    sample.fill_users(1000, now=month.now)
+    month.fill()
+
+    taken = turn(month, keeper())
+
+    assert taken.wrong == ""
+    assert taken.values["signed_up"] == 10
+    assert taken.values["expired"] == Account.objects.filter(trial_expired_at__isnull=False).count() == 5
+    assert Account.objects.filter(created__gt=month.start).count() == 10
+    assert Notice.objects.filter(status=Notice.Status.SENT).count() == Notice.objects.count() > 5
+    assert {name for name in taken.values if "_day_" in name} == {"whole_day_1_seconds", "above_day_1_seconds"}
+
+
+@pytest.mark.faults
+@pytest.mark.postgres
+@pytest.mark.parametrize("keeper", [churn.Vacuumed, churn.NeverVacuumed])
+def test_after_half_expired_everybody_is_asked_and_all_are_put_back(
+    keeper: type[churn.Vacuumed], transactional_db: None, no_traces: None
+) -> None:
+    half = AfterHalf(**MONTH, now=timezone.now())
+    sample.fill_users(1000, now=half.now)
+    half.fill()
+
+    run = turn(half, keeper())
+    expired = Account.objects.due(half.now).count()
+
+    assert run.wrong == ""
+    assert min(run.values.values()) > 0
+    assert ExpiryRun.objects.get(expired_count__gt=0).undone_count == expired == 500
+    assert min(Notice.objects.pending().count(), Notice.objects.filter(status=Notice.Status.SENT).count()) >= 250
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("keeper", [churn.Vacuumed, churn.NeverVacuumed])
+def test_only_an_old_snapshot_keeps_dead_rows(
+    keeper: type[churn.Vacuumed], transactional_db: None, no_traces: None
+) -> None:
+    sample.fill_users(1000, now=timezone.now())
+    churn.fill(1000, now=timezone.now())
+
+    with churn.kept(keeper()):
+        Account.objects.update(status=Account.ACTIVE)
+        churn.maintain(vacuums=keeper is churn.Vacuumed)
+        churn.execute("SELECT pg_stat_force_next_flush()")
+        dead = churn.sizes()["dead_rows"]
+
+    assert dead == (1000 if keeper is churn.NeverVacuumed else 0)
 
 
 def noted(*lines: str) -> float:

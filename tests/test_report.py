@@ -18,7 +18,7 @@ from comparison.charts import growth_chart
 from comparison.measurements import Key, Result, Scenario, Spread, Values
 from comparison.quantities import duration, number, ratio_and_spread
 from comparison.report import Report, print_table
-from comparison.run import contestants, deciders, names, of_mails, scheduled
+from comparison.run import contestants, deciders, keepers, names, of_mails, scheduled
 from comparison.verdict import Finding
 from sandbox.mail_server import Mailbox
 from tests import comparison_example
@@ -267,7 +267,7 @@ def test_tables_fit_80_columns_with_each_row_on_one_line(result: Result) -> None
 
 
 def test_the_names_of_all_contenders_are_short_and_unique() -> None:
-    everybody = [*contestants(8), *scheduled(8), *deciders(), *of_mails(Mailbox("", 0), 1)]
+    everybody = [*contestants(8), *scheduled(8), *deciders(), *keepers(), *of_mails(Mailbox("", 0), 1)]
     titles = {each.name: each.title for each in everybody}
 
     assert [title for title in titles.values() if len(title) > 20] == []
@@ -291,6 +291,22 @@ def test_a_table_of_faults_says_what_ended_and_what_was_caught_up() -> None:
     assert cells(example, "faults", "Celery, 2 processes") == [
         ("6.10", "2.40", "4.20\N{DAGGER}", ">60", "2.90\N{DOUBLE DAGGER}")
     ]
+
+
+def test_the_question_of_a_tick_is_shown_day_by_day() -> None:
+    example = comparison_example.result()
+
+    *_, whole, above = tables.scenario_tables(example, example.of_kind("churn")[-1])
+
+    assert whole.columns == ("", "1, ms", "10, ms", "20, ms", "30, ms")
+    assert whole.rows == (("vacuumed", "0.500", "5.00", "10.0", "15.0"), ("never vacuumed", "", "", "", "350"))
+    assert above.rows[1][-1] == "0.700"
+
+
+def test_what_dead_rows_cost_a_tick_is_said_of_the_tables_that_have_them() -> None:
+    assert "took 350 ms to ask of all trials and 600 µs above the low-water mark. A tick took 10 ms, and 9 ms" in (
+        said(verdict.dead_rows(comparison_example.result())).replace("\N{NO-BREAK SPACE}", " ")
+    )
 
 
 def test_the_glance_shows_what_celery_holds_and_a_command_does_not() -> None:

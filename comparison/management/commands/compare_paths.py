@@ -23,7 +23,7 @@ from comparison.report import Report
 from comparison.run import Comparison, names
 from comparison.runners import Failed
 from comparison.sample import PERIOD
-from comparison.workloads import KINDS, Backlog, Faults, Late, Mails, NormalDay, Workload
+from comparison.workloads import KINDS, AfterHalf, Backlog, Churn, DearBacklog, Faults, Late, Mails, NormalDay, Workload
 from project import service_urls
 from sandbox import scratch
 from sandbox.servers import stop_signals_recorded
@@ -43,8 +43,9 @@ class Extent(NamedTuple):
     without: tuple[type[Workload], ...]
 
 
-DEFAULT = Extent((10_000, 100_000, 1_000_000), 2, 200, 30, 5, (Faults, NormalDay))
-QUICK = Extent((50_000,), 1, 100, 10, 3, (Faults, NormalDay, Late, Mails))
+OF_FULL = (Faults, NormalDay, DearBacklog, Churn, AfterHalf)
+DEFAULT = Extent((10_000, 100_000, 1_000_000), 2, 200, 30, 5, OF_FULL)
+QUICK = Extent((50_000,), 1, 100, 10, 3, (*OF_FULL, Late, Mails))
 FULL = Extent((10_000, 100_000, 1_000_000, 10_000_000), 2, 1000, 120, 30, ())
 
 
@@ -59,11 +60,12 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         extent = parser.add_mutually_exclusive_group()
         extent.add_argument("--quick", action="store_true", help="50,000 accounts, one round, no mails.")
-        extent.add_argument("--full", action="store_true", help="Up to 10,000,000 accounts, and what breaks: an hour.")
+        extent.add_argument("--full", action="store_true", help="Up to 10,000,000 accounts, a month, faults: an hour.")
         sizes = "Numbers of accounts (10000 100000 1000000)."
         parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help=sizes)
         parser.add_argument("--rounds", type=int, metavar="N", help="Runs of each contender in each scenario (2).")
-        parser.add_argument("--scenarios", nargs="+", choices=KINDS, help="Only these (all but normal, faults).")
+        only_these = f"Only these (all but {', '.join(each.kind for each in OF_FULL)})."
+        parser.add_argument("--scenarios", nargs="+", choices=KINDS, help=only_these)
         parser.add_argument("--only", nargs="+", metavar="NAME", help="Only these contenders, and the yardsticks.")
         workers = "How many work at once, on either path (cores, at least 2)."
         parser.add_argument("--workers", type=int, metavar="N", help=workers)
