@@ -19,7 +19,7 @@ from django.conf import settings as django_settings
 from django.core.mail import EmailMultiAlternatives
 from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -890,3 +890,50 @@ def test_a_notice_that_is_locked_is_passed_over_and_the_next_one_taken(now: date
     assert Notice.objects.deliverable(now).get() == first
     assert deliver_notices(now=now).sent == 1
     assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_delivery_refuses_to_run_inside_a_transaction_of_its_caller(now: datetime, mailbox: Mailbox) -> None:
+    trialing(DAY, now)
+    notices.queue_notices(now=now)
+
+    # Rolled back with the caller's, the record of what was sent would be lost, and the mail be sent again.
+    with transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
+        deliver_notices(now=now)
+
+    assert mailbox.mails == []
+
+
+def test_only_mails_deferred_one_after_the_other_end_a_delivery(now: datetime, mailbox: Mailbox) -> None:
+    make_accounts(6, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    customers = list(User.objects.order_by("pk").values_list("email", flat=True))
+    mailbox.on_rcpt = lambda address: None if address == customers[2] else "450 4.2.1 mailbox busy"
+
+    delivery = deliver_notices(now=now)
+
+    assert (delivery.deferred, delivery.sent) == (5, 1), "two, a success, and three in a row"
+    assert delivery.trouble.startswith("The mail server deferred 3 mails in a row")
+
+
+def test_a_skipped_mail_says_nothing_about_the_mail_server(now: datetime, mailbox: Mailbox) -> None:
+    make_accounts(5, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    third = Account.objects.order_by("pk")[2]
+    services.activate(account_id=third.pk)
+    mailbox.on_rcpt = lambda address: "450 4.2.1 mailbox busy"
+
+    delivery = deliver_notices(now=now)
+
+    assert (delivery.deferred, delivery.skipped) == (3, 1)
+    assert delivery.trouble.startswith("The mail server deferred 3 mails in a row")
+
+
+def test_mails_go_out_in_the_order_in_which_they_are_due(now: datetime, mailbox: Mailbox) -> None:
+    first, second, third = (trialing(DAY, now) for _ in range(3))
+    notices.queue_notices(now=now)
+    Notice.objects.filter(account=first).update(next_attempt=now + SECOND)  # tried before, and put off
+
+    deliver_notices(now=now + SECOND)
+
+    assert mailbox.recipients == [account.user.email for account in (second, third, first)]

@@ -10,11 +10,12 @@ import pytest
 from django.db import DatabaseError
 from django.utils import timezone
 
-from accounts import ledger, services
+from accounts import delivery, ledger, notices, services
 from accounts.log import Fields
-from accounts.models import Account, ExpiryRun
+from accounts.models import Account, ExpiryRun, Notice
 from accounts.services import TooManyDue
 from project.logging import JsonLines
+from sandbox.mail_server import Mailbox
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
@@ -186,3 +187,21 @@ def test_a_worker_writes_the_same_lines(celery: Process, send: Send, tmp_path: P
     told = next(line for line in every_line if line["message"] == "expiry_run")
     assert (told["level"], told["path"], told["expired"], told["task_id"]) == ("INFO", "celery", 3, task_id)
     assert any(line["message"].startswith("Task accounts.continue_run") for line in every_line)
+
+
+@pytest.mark.django_db
+def test_a_mail_that_fails_is_a_line_without_the_customer_s_address(
+    now: datetime, mailbox: Mailbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_accounts(1, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    mailbox.on_rcpt = lambda address: f"550 5.1.1 <{address}> no such user"
+
+    with caplog.at_level(logging.INFO, logger="accounts"):
+        delivery.deliver_notices(now=now)
+
+    notice = Notice.objects.get()
+    assert notice.account.user.email in notice.last_error  # the admin shows it, to those who may see addresses
+    failed = next(said for _, said in lines(caplog) if "notice" in said)
+    assert (failed["notice"], failed["outcome"], failed["error"]) == (notice.pk, "refused", "SMTPRecipientsRefused")
+    assert not any("@" in record.getMessage() for record in caplog.records if record.name.startswith("accounts"))
