@@ -937,3 +937,34 @@ def test_mails_go_out_in_the_order_in_which_they_are_due(now: datetime, mailbox:
     deliver_notices(now=now + SECOND)
 
     assert mailbox.recipients == [account.user.email for account in (second, third, first)]
+
+
+@pytest.mark.parametrize("arrange", [on_rcpt, on_data], ids=["recipient", "mail"])
+@pytest.mark.parametrize(("code", "refused"), [(499, 0), (500, 1), (501, 1)])
+def test_an_answer_is_permanent_from_500_on(
+    now: datetime, mailbox: Mailbox, arrange: Any, code: int, refused: int
+) -> None:
+    account = expired(now)
+    notices.queue_notices(now=now)
+    arrange(mailbox, account, f"{code} no")
+
+    assert deliver_notices(now=now) == Delivery(refused=refused, deferred=1 - refused, finished=True)
+
+
+def test_a_mail_is_given_up_at_its_last_attempt_and_another_try_starts_anew(now: datetime, mailbox: Mailbox) -> None:
+    account = expired(now)
+    notices.queue_notices(now=now)
+    on_rcpt(mailbox, account, "550 5.1.1 no such user")
+    for day in range(MAX_ATTEMPTS):
+        deliver_notices(now=now + day * DAY)
+    notice = Notice.objects.get(status=Notice.Status.GIVEN_UP)
+    assert timedelta(0) <= notice.next_attempt - (now + 4 * DAY) < HOUR  # what monitoring takes for the moment
+
+    Notice.objects.update(queued=now)
+    assert notices.retry(notice_id=notice.pk, now=now + 5 * DAY)
+    notice.refresh_from_db()
+    assert (notice.status, notice.attempts, notice.next_attempt) == (Notice.Status.PENDING, 0, now + 5 * DAY)
+    assert notice.queued > now, "it waits from now on, and raises no alarm at once"
+    assert deliver_notices(now=now + 5 * DAY) == Delivery(refused=1, finished=True)
+    mailbox.on_rcpt = lambda address: None
+    assert deliver_notices(now=now + 6 * DAY).sent == 1
