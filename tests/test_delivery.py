@@ -968,3 +968,19 @@ def test_a_mail_is_given_up_at_its_last_attempt_and_another_try_starts_anew(now:
     assert deliver_notices(now=now + 5 * DAY) == Delivery(refused=1, finished=True)
     mailbox.on_rcpt = lambda address: None
     assert deliver_notices(now=now + 6 * DAY).sent == 1
+
+
+def test_a_reminder_that_the_settings_no_longer_name_is_skipped(
+    now: datetime, mailbox: Mailbox, settings: Settings
+) -> None:
+    trialing(7 * DAY, now)
+    notices.queue_notices(now=now)
+    settings.TRIAL_REMINDER_DAYS = [1]
+
+    assert deliver_notices(now=now) == Delivery(skipped=1, finished=True)
+    assert mailbox.mails == []
+
+
+def test_a_delivery_by_no_thread_at_all_is_refused(now: datetime) -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        deliver_notices(now=now, jobs=0)
