@@ -205,3 +205,9 @@ def test_a_mail_that_fails_is_a_line_without_the_customer_s_address(
     failed = next(said for _, said in lines(caplog) if "notice" in said)
     assert (failed["notice"], failed["outcome"], failed["error"]) == (notice.pk, "refused", "SMTPRecipientsRefused")
     assert not any("@" in record.getMessage() for record in caplog.records if record.name.startswith("accounts"))
+    _, ended = lines(caplog)[-1]
+    assert ended == {
+        "message": "deliver_notices",
+        **{"sent": 0, "skipped": 0, "refused": 1, "given_up": 0, "deferred": 0},
+        "finished": True,
+    }
