@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from smtplib import SMTPDataError
+from smtplib import SMTPDataError, SMTPNotSupportedError
 from typing import Any
 from unittest.mock import Mock
 
@@ -576,6 +576,10 @@ class ApiError(OSError):
 AnymailRecipientsRefused = type("AnymailRecipientsRefused", (Exception,), {})
 
 
+class NoJson(OSError, ValueError):  # noqa: N818 (the name says what is missing)
+    """Like JSONDecodeError of requests, when a proxy answers instead of the provider."""
+
+
 class HttpBackend(BaseEmailBackend):
     """A backend for the API of a mail provider, which answers with ``error``."""
 
@@ -594,8 +598,10 @@ class HttpBackend(BaseEmailBackend):
         (ApiError(401), Delivery(deferred=1, finished=True)),
         (ApiError(429), Delivery(deferred=1, finished=True)),
         (ApiError(503), Delivery(deferred=1, finished=True)),
+        (SMTPNotSupportedError("SMTPUTF8 not supported by server"), Delivery(refused=1, finished=True)),
+        (NoJson("Expecting value"), Delivery(deferred=1, finished=True)),
     ],
-    ids=["bad request", "unprocessable", "recipients", "our key", "too many", "away"],
+    ids=["bad request", "unprocessable", "recipients", "our key", "too many", "away", "address", "no JSON"],
 )
 def test_of_a_provider_s_answers_only_a_refusal_counts_against_a_mail(
     now: datetime, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: Delivery

@@ -194,10 +194,10 @@ def test_a_mail_that_fails_is_a_line_without_the_customer_s_address(
     now: datetime, mailbox: Mailbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_accounts(1, ended=-DAY, now=now)
-    notices.queue_notices(now=now)
     mailbox.on_rcpt = lambda address: f"550 5.1.1 <{address}> no such user"
 
     with caplog.at_level(logging.INFO, logger="accounts"):
+        notices.queue_notices(now=now)
         delivery.deliver_notices(now=now)
 
     notice = Notice.objects.get()
@@ -205,9 +205,14 @@ def test_a_mail_that_fails_is_a_line_without_the_customer_s_address(
     failed = next(said for _, said in lines(caplog) if "notice" in said)
     assert (failed["notice"], failed["outcome"], failed["error"]) == (notice.pk, "refused", "SMTPRecipientsRefused")
     assert not any("@" in record.getMessage() for record in caplog.records if record.name.startswith("accounts"))
-    _, ended = lines(caplog)[-1]
+    (_, queued), *_, (_, ended) = lines(caplog)
+    assert queued == {"message": "queue_notices", "as_of": now.isoformat(), "ending_soon": 1, "ended": 0}
     assert ended == {
         "message": "deliver_notices",
-        **{"sent": 0, "skipped": 0, "refused": 1, "given_up": 0, "deferred": 0},
+        "sent": 0,
+        "skipped": 0,
+        "refused": 1,
+        "given_up": 0,
+        "deferred": 0,
         "finished": True,
     }
