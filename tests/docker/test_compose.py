@@ -94,19 +94,27 @@ INSERT INTO accounts_account (user_id, status, created, trial_ends_at)
     SELECT id, 'trialing', now() - interval '90 days', now() - interval '30 days' FROM new
 """  # noqa: S608 (a number of ours)
 RUN = f"SELECT status, expired_count, finished - started FROM accounts_expiryrun WHERE due_count = {HALF_A_MILLION}"  # noqa: S608
-SLICE = re.compile(r"^(worker-\d+) .*Task accounts\.expire_slice\[\S+ succeeded in \S+: (\d+)$", re.MULTILINE)
+READY = re.compile(r"(worker-\d+) .* ready\.")
+SLICE = re.compile(r"(worker-\d+) .*Task accounts\.expire_slice\[\S+ succeeded in \S+: (\d+)")
+
+
+def log(compose: Compose) -> str:
+    """The lines of all workers, each after the name of its container."""
+    return compose("logs", "--no-color", "worker")
 
 
 def test_four_workers_share_a_run_and_the_log_says_who_expired_what() -> None:
-    with deployed("celery", "--scale", "worker=4") as (compose, deployment):
+    with deployed("celery") as (compose, deployment):
         deployment.wait_until_well()
+        compose("up", "--detach", "--no-recreate", "--scale", "worker=4", "worker")
+        wait_for("four workers", lambda: len(set(READY.findall(log(compose)))) == 4, seconds=180)
         deployment.psql(DUE)
         compose("exec", "--no-TTY", "beat", "celery", "-A", "project", "call", "accounts.expire_trials")
 
         wait_for("the run", lambda: deployment.psql(RUN).startswith("succeeded"), seconds=120)
 
         share: Counter[str] = Counter()
-        for worker, expired in SLICE.findall(compose("logs", "--no-color", "worker")):
+        for worker, expired in SLICE.findall(log(compose)):
             share[worker] += int(expired)
         sys.stdout.write(f"{deployment.psql(RUN).strip()}: {dict(share)}\n")
         assert set(share) == {"worker-1", "worker-2", "worker-3", "worker-4"}
