@@ -1,7 +1,7 @@
 """The admin: its pages and actions for operators and support, which change rows only through the services."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from html import unescape
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
 from django.contrib.messages import get_messages
@@ -16,6 +17,8 @@ from django.db import DatabaseError, connection
 from django.db.models import Model
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import URLPattern, URLResolver
+from django.urls.resolvers import RegexPattern
 from django.utils import timezone
 from django.utils.html import strip_tags
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
@@ -583,6 +586,14 @@ def test_an_undo_needs_its_own_permission(staff: Staff, run: ExpiryRun) -> None:
     assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 3
 
 
+def test_an_undo_is_only_for_those_who_may_see_the_run(staff: Staff, run: ExpiryRun) -> None:
+    client = staff("undo_expiryrun")
+
+    assert client.get(f"{RUNS}{run.pk}/undo/").status_code == 403
+    assert client.post(f"{RUNS}{run.pk}/undo/", {"ends": "leave"}).status_code == 403
+    assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 3
+
+
 def test_an_undo_cannot_be_posted_from_another_site(admin_user: User, run: ExpiryRun) -> None:
     client = Client(enforce_csrf_checks=True)
     client.force_login(admin_user)
@@ -821,3 +832,26 @@ def rows_read(sql: str) -> int:
     scanned = re.findall(r"Scan .*on (?:accounts|users)_\w+ .*(?:actual rows=(\d+)|never executed)", plan)
     assert scanned, plan
     return sum(int(rows or 0) for rows in scanned + re.findall(r"Removed by Filter: (\d+)", plan))
+
+
+def pages(patterns: Sequence[URLPattern | URLResolver], before: str = "/admin/") -> Iterator[str]:
+    """The addresses of these patterns, with 1 for each argument."""
+    for pattern in patterns:
+        here = before + re.sub(r"<[^>]+>", "1", str(pattern.pattern))
+        if isinstance(pattern, URLResolver):
+            yield from pages(pattern.url_patterns, here)
+        elif not isinstance(pattern.pattern, RegexPattern):
+            yield here
+
+
+def test_no_page_of_the_admin_opens_to_customers_and_strangers(client: Client) -> None:
+    addresses = set(pages(admin.site.get_urls())) - {f"/admin/{page}/" for page in ("login", "logout", "jsi18n")}
+    assert {"/admin/", "/admin/what-to-do/", f"{RUNS}1/undo/", f"{ACCOUNTS}1/change/"} < addresses
+
+    for user in (None, User.objects.create_user("customer")):
+        if user:
+            client.force_login(user)
+        for address in sorted(addresses):
+            answer = client.get(address)
+            assert (answer.status_code, answer["Location"][:13]) == (302, "/admin/login/"), address
+        client.logout()

@@ -19,6 +19,7 @@ from django_celery_beat.schedulers import ModelEntry
 from accounts import ledger, tasks
 from accounts.base_tasks import BaseTask, WrongArguments
 from accounts.models import Account, ExpiryRun
+from accounts.services import TooManyDue
 from accounts.slices import FIRST
 from accounts.tasks import FIRST_WAVE
 from project.beat import LOST, Scheduler
@@ -26,6 +27,7 @@ from project.celery import app
 from sandbox.servers import wait_for
 from tests.conftest import Process, Send
 from tests.factories import make_accounts
+from tests.runs import DAY
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -122,6 +124,15 @@ def test_the_tasks_have_the_names_that_messages_and_schedules_rely_on() -> None:
 def test_only_json_is_spoken() -> None:
     assert app.conf.accept_content == ["json"]
     assert (app.conf.task_serializer, app.conf.result_serializer) == ("json", "json")
+
+
+def test_the_fuse_of_a_schedule_s_arguments_holds() -> None:
+    make_accounts(2, ended=10 * DAY, now=timezone.now())
+
+    result = tasks.expire_trials.apply(kwargs={"max_accounts": 1})
+
+    assert (result.state, type(result.result)) == ("FAILURE", TooManyDue)
+    assert not Account.objects.filter(status=Account.TRIAL_EXPIRED).exists()
 
 
 # --- In any project's Celery app ---

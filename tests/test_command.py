@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -372,3 +373,23 @@ def test_killed_half_way_the_ledger_is_true_and_the_next_run_finishes(
     assert run().endswith(f"Expired {2000 - dead.expired_count} trial(s)\n")
     dead.refresh_from_db()
     assert dead.status == ExpiryRun.Status.INTERRUPTED
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_thread_that_may_not_handle_signals_can_run_it_too() -> None:
+    accounts_due_by_the_real_clock(2)
+    outcome: list[object] = []
+
+    def run_and_close() -> None:
+        try:
+            outcome.append(run())
+        except Exception as error:
+            outcome.append(error)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run_and_close)
+    thread.start()
+    thread.join(30)
+
+    assert outcome == ["Search for old trial accounts...\nExpired 2 trial(s)\n"]

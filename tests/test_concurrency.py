@@ -10,7 +10,7 @@ from django.db.models import Sum
 
 from accounts import ledger, services
 from accounts.models import Account, ExpiryRun
-from accounts.slices import ATTEMPTS
+from accounts.slices import ATTEMPTS, LOCK_TIMEOUT
 from tests.factories import AccountFactory, make_accounts
 from tests.locks import Sql, meanwhile, trigger_on_update, wait_until_blocked
 from tests.runs import assert_ledger_is_true, expire
@@ -197,3 +197,9 @@ def test_a_database_out_of_reach_ends_the_run_at_once(now: datetime, monkeypatch
     assert run.expired_count == 2
     ExpiryRun.objects.update(heartbeat=run.heartbeat - ledger.ALIVE_FOR)  # its failure could not be recorded
     assert expire(now).expired_count == 4
+
+
+def test_a_slice_gives_up_a_lock_before_postgresql_looks_for_a_deadlock() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT %s::interval < current_setting('deadlock_timeout')::interval", [LOCK_TIMEOUT])
+        assert cursor.fetchone() == (True,), "or it might choose the payment as its victim"

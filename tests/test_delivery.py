@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from smtplib import SMTPDataError
+from smtplib import SMTPDataError, SMTPNotSupportedError
 from typing import Any
 from unittest.mock import Mock
 
@@ -19,7 +19,7 @@ from django.conf import settings as django_settings
 from django.core.mail import EmailMultiAlternatives
 from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -581,6 +581,10 @@ class ApiError(OSError):
 AnymailRecipientsRefused = type("AnymailRecipientsRefused", (Exception,), {})
 
 
+class NoJson(OSError, ValueError):  # noqa: N818 (the name says what is missing)
+    """Like JSONDecodeError of requests, when a proxy answers instead of the provider."""
+
+
 class HttpBackend(BaseEmailBackend):
     """A backend for the API of a mail provider, which answers with ``error``."""
 
@@ -599,8 +603,10 @@ class HttpBackend(BaseEmailBackend):
         (ApiError(401), Delivery(deferred=1, finished=True)),
         (ApiError(429), Delivery(deferred=1, finished=True)),
         (ApiError(503), Delivery(deferred=1, finished=True)),
+        (SMTPNotSupportedError("SMTPUTF8 not supported by server"), Delivery(refused=1, finished=True)),
+        (NoJson("Expecting value"), Delivery(deferred=1, finished=True)),
     ],
-    ids=["bad request", "unprocessable", "recipients", "our key", "too many", "away"],
+    ids=["bad request", "unprocessable", "recipients", "our key", "too many", "away", "address", "no JSON"],
 )
 def test_of_a_provider_s_answers_only_a_refusal_counts_against_a_mail(
     now: datetime, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: Delivery
@@ -941,3 +947,97 @@ def test_a_notice_that_is_locked_is_passed_over_and_the_next_one_taken(now: date
     assert Notice.objects.deliverable(now).get() == first
     assert deliver_notices(now=now).sent == 1
     assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_delivery_refuses_to_run_inside_a_transaction_of_its_caller(now: datetime, mailbox: Mailbox) -> None:
+    trialing(DAY, now)
+    notices.queue_notices(now=now)
+
+    # Rolled back with the caller's, the record of what was sent would be lost, and the mail be sent again.
+    with transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
+        deliver_notices(now=now)
+
+    assert mailbox.mails == []
+
+
+def test_only_mails_deferred_one_after_the_other_end_a_delivery(now: datetime, mailbox: Mailbox) -> None:
+    make_accounts(6, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    customers = list(User.objects.order_by("pk").values_list("email", flat=True))
+    mailbox.on_rcpt = lambda address: None if address == customers[2] else "450 4.2.1 mailbox busy"
+
+    delivery = deliver_notices(now=now)
+
+    assert (delivery.deferred, delivery.sent) == (5, 1), "two, a success, and three in a row"
+    assert delivery.trouble.startswith("The mail server deferred 3 mails in a row")
+
+
+def test_a_skipped_mail_says_nothing_about_the_mail_server(now: datetime, mailbox: Mailbox) -> None:
+    make_accounts(5, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    third = Account.objects.order_by("pk")[2]
+    services.activate(account_id=third.pk)
+    mailbox.on_rcpt = lambda address: "450 4.2.1 mailbox busy"
+
+    delivery = deliver_notices(now=now)
+
+    assert (delivery.deferred, delivery.skipped) == (3, 1)
+    assert delivery.trouble.startswith("The mail server deferred 3 mails in a row")
+
+
+def test_mails_go_out_in_the_order_in_which_they_are_due(now: datetime, mailbox: Mailbox) -> None:
+    first, second, third = (trialing(DAY, now) for _ in range(3))
+    notices.queue_notices(now=now)
+    Notice.objects.filter(account=first).update(next_attempt=now + SECOND)  # tried before, and put off
+
+    deliver_notices(now=now + SECOND)
+
+    assert mailbox.recipients == [account.user.email for account in (second, third, first)]
+
+
+@pytest.mark.parametrize("arrange", [on_rcpt, on_data], ids=["recipient", "mail"])
+@pytest.mark.parametrize(("code", "refused"), [(499, 0), (500, 1), (501, 1)])
+def test_an_answer_is_permanent_from_500_on(
+    now: datetime, mailbox: Mailbox, arrange: Any, code: int, refused: int
+) -> None:
+    account = expired(now)
+    notices.queue_notices(now=now)
+    arrange(mailbox, account, f"{code} no")
+
+    assert deliver_notices(now=now) == Delivery(refused=refused, deferred=1 - refused, finished=True)
+
+
+def test_a_mail_is_given_up_at_its_last_attempt_and_another_try_starts_anew(now: datetime, mailbox: Mailbox) -> None:
+    account = expired(now)
+    notices.queue_notices(now=now)
+    on_rcpt(mailbox, account, "550 5.1.1 no such user")
+    for day in range(MAX_ATTEMPTS):
+        deliver_notices(now=now + day * DAY)
+    notice = Notice.objects.get(status=Notice.Status.GIVEN_UP)
+    assert timedelta(0) <= notice.next_attempt - (now + 4 * DAY) < HOUR  # what monitoring takes for the moment
+
+    Notice.objects.update(queued=now)
+    assert notices.retry(notice_id=notice.pk, now=now + 5 * DAY)
+    notice.refresh_from_db()
+    assert (notice.status, notice.attempts, notice.next_attempt) == (Notice.Status.PENDING, 0, now + 5 * DAY)
+    assert notice.queued > now, "it waits from now on, and raises no alarm at once"
+    assert deliver_notices(now=now + 5 * DAY) == Delivery(refused=1, finished=True)
+    mailbox.on_rcpt = lambda address: None
+    assert deliver_notices(now=now + 6 * DAY).sent == 1
+
+
+def test_a_reminder_that_the_settings_no_longer_name_is_skipped(
+    now: datetime, mailbox: Mailbox, settings: Settings
+) -> None:
+    trialing(7 * DAY, now)
+    notices.queue_notices(now=now)
+    settings.TRIAL_REMINDER_DAYS = [1]
+
+    assert deliver_notices(now=now) == Delivery(skipped=1, finished=True)
+    assert mailbox.mails == []
+
+
+def test_a_delivery_by_no_thread_at_all_is_refused(now: datetime) -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        deliver_notices(now=now, jobs=0)

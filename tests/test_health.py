@@ -284,3 +284,43 @@ def test_the_process_is_healthy_even_when_no_trial_expires(client: Client) -> No
 def test_health_is_read_and_never_posted(client: Client, path: str) -> None:
     assert client.post(path).status_code == 405
     assert client.head(path).status_code in {200, 503}
+
+
+# --- Of several ---
+
+
+def test_of_several_the_latest_run_and_the_oldest_account_are_named(now: datetime) -> None:
+    for hours in (6, 5):
+        expire(now - hours * HOUR)
+    for error in ("the first reason", "the second reason"):
+        failed = ExpiryRun.objects.create(path=ExpiryRun.Path.COMMAND, as_of=now - 4 * HOUR)
+        ledger.fail_run(run_id=failed.pk, error=RuntimeError(error))
+
+    (finding,) = health.check(now=now, max_age=3 * HOUR).findings
+    assert finding.about == failed
+    assert "the last one, by command, was as of 1 March 2026, 07:00 UTC." in finding.text
+    assert "the second reason" in finding.text
+    assert "the first reason" not in finding.text
+
+    expire(now)
+    AccountFactory.create(created=now - timedelta(days=62))
+    oldest = AccountFactory.create(created=now - timedelta(days=64))
+    AccountFactory.create(created=now - timedelta(days=63))
+    (finding,) = health.check(now=now, max_age=3 * HOUR).findings
+    assert finding.about == oldest
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+def test_a_run_that_failed_is_told_only_when_none_has_succeeded_since(now: datetime, status: str) -> None:
+    def bad() -> None:
+        ExpiryRun.objects.create(path="command", status=status, as_of=now, finished=now, error="the lights went out")
+
+    bad()
+    installed(now - 4 * HOUR)
+    assert problems(now)[0].endswith("says: the lights went out")
+
+    expire(now)
+    assert problems(now) == []
+    bad()
+    assert problems(now) == [], "the next tick is the best retry"
+    assert "the lights went out" in problems(now + 3.5 * HOUR)[0]

@@ -16,11 +16,12 @@ import pytest
 from django.db import DatabaseError
 from django.utils import timezone
 
-from accounts import ledger, services
+from accounts import delivery, ledger, notices, services
 from accounts.log import Fields
-from accounts.models import Account, ExpiryRun
+from accounts.models import Account, ExpiryRun, Notice
 from accounts.services import TooManyDue
 from project.logging import JsonLines
+from sandbox.mail_server import Mailbox
 from sandbox.servers import free_port, process, wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
@@ -321,3 +322,32 @@ def test_every_line_of_web_is_json_gunicorns_own_and_its_access_log_too(
     assert "OperationalError" in line_with("Internal Server Error: /app/", lines)["exc_info"]
     assert line_with("Handling signal: term", lines)
     assert line_with("Not started: TRIAL_DAYS='x'", lines)
+
+
+@pytest.mark.django_db
+def test_a_mail_that_fails_is_a_line_without_the_customer_s_address(
+    now: datetime, mailbox: Mailbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_accounts(1, ended=-DAY, now=now)
+    mailbox.on_rcpt = lambda address: f"550 5.1.1 <{address}> no such user"
+
+    with caplog.at_level(logging.INFO, logger="accounts"):
+        notices.queue_notices(now=now)
+        delivery.deliver_notices(now=now)
+
+    notice = Notice.objects.get()
+    assert notice.account.user.email in notice.last_error  # the admin shows it, to those who may see addresses
+    failed = next(said for _, said in lines(caplog) if "notice" in said)
+    assert (failed["notice"], failed["outcome"], failed["error"]) == (notice.pk, "refused", "SMTPRecipientsRefused")
+    assert not any("@" in record.getMessage() for record in caplog.records if record.name.startswith("accounts"))
+    (_, queued), *_, (_, ended) = lines(caplog)
+    assert queued == {"message": "queue_notices", "as_of": now.isoformat(), "ending_soon": 1, "ended": 0}
+    assert ended == {
+        "message": "deliver_notices",
+        "sent": 0,
+        "skipped": 0,
+        "refused": 1,
+        "given_up": 0,
+        "deferred": 0,
+        "finished": True,
+    }

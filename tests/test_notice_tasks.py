@@ -164,6 +164,22 @@ def test_mails_are_delivered_by_as_many_tasks_as_they_are_worth(
     assert asked == ([] if count is None else [count])
 
 
+@pytest.mark.django_db
+def test_the_fuse_of_a_schedule_s_arguments_holds(settings: Settings) -> None:
+    settings.TRIAL_NOTICES = True
+    make_accounts(2, ended=-DAY / 2, now=timezone.now())
+
+    result = tasks.send_trial_notices.apply(kwargs={"max_notices": 1})
+
+    assert (result.state, type(result.result)) == ("FAILURE", notices.TooManyNotices)
+    assert not Notice.objects.exists()
+
+
+def test_a_delivery_ends_before_its_task_is_stopped_and_before_the_next_tick(settings: Settings) -> None:
+    assert tasks.deliver_notices.soft_time_limit > tasks.BATCH_SECONDS + settings.EMAIL_TIMEOUT
+    assert tasks.TICK_SECONDS < 3600
+
+
 # --- The schedule ---
 
 

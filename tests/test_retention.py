@@ -137,3 +137,25 @@ def test_queueing_mails_prunes_old_notices(now: datetime) -> None:
     notices.queue_notices(now=now)
 
     assert not Notice.objects.filter(pk=old.pk).exists()
+
+
+def test_old_notices_are_pruned_a_few_at_a_time_from_the_oldest_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "PRUNED_AT_ONCE", 2)
+    kept = [notice_of(400 * DAY) for _ in range(5)][2:]
+
+    assert prune_notices() == 2
+
+    assert list(Notice.objects.order_by("pk")) == kept
+
+
+@pytest.mark.parametrize(("ledger_days", "window_days"), [(5, 10), (10, 5)])
+def test_a_notice_is_kept_for_the_longer_of_ledger_and_window(
+    settings: Settings, ledger_days: int, window_days: int
+) -> None:
+    settings.TRIAL_LEDGER_DAYS, settings.TRIAL_NOTICE_WINDOW_DAYS = ledger_days, window_days
+    notice_of(11 * DAY)
+    kept = notice_of(9 * DAY)
+
+    prune_notices()
+
+    assert Notice.objects.get() == kept

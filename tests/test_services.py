@@ -678,3 +678,23 @@ def test_the_sum_of_the_ledger_is_the_number_of_accounts_that_runs_expired(now: 
 
     total = ExpiryRun.objects.aggregate(Sum("expired_count"))["expired_count__sum"]
     assert total == Account.objects.filter(expiry_run__isnull=False).count() == 15
+
+
+@pytest.mark.parametrize(("limit", "count"), [(None, 4), (3, 6), (5, 6), (6, 6), (9, 6)])
+def test_only_the_fuse_makes_a_run_count_more_accounts_than_it_needs(
+    now: datetime, monkeypatch: pytest.MonkeyPatch, limit: int | None, count: int
+) -> None:
+    monkeypatch.setattr(services, "COUNTED", 3)
+    make_accounts(6, ended=10 * DAY, now=now)
+
+    assert services.count_due(ledger.new_run(path=ExpiryRun.Path.COMMAND, now=now), limit) == count
+
+
+def test_the_longest_extension_is_as_long_as_it_says(now: datetime) -> None:
+    account = AccountFactory.create(created=now)
+
+    assert services.extend_trial(account_id=account.pk, days=services.LONGEST_EXTENSION, now=now)
+
+    ends = account.trial_ends_at + services.LONGEST_EXTENSION * DAY
+    account.refresh_from_db()
+    assert account.trial_ends_at == ends

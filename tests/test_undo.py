@@ -1,5 +1,6 @@
 """Undoing a run: the service, the command, and an example with the fuse."""
 
+import os
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
@@ -530,6 +531,18 @@ def test_who_undid_it_is_by_default_the_user_of_the_system(monkeypatch: pytest.M
 
     run.refresh_from_db()
     assert run.undone_by == "deploy"
+
+
+def test_a_user_of_the_system_without_a_name_is_recorded_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 3)  # as in a container
+
+    run = run_by_the_real_clock(1)
+    command(run.pk, verbosity=0)
+
+    run.refresh_from_db()
+    assert run.undone_by == f"user {2**31 - 3}"
 
 
 def test_there_being_nothing_to_undo_is_said_and_no_error(now: datetime) -> None:
