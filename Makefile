@@ -2,7 +2,7 @@
 PYTHON ?= python3
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins"
 
-.PHONY: help demo compare test test-sqlite test-faults test-vacuous test-interleavings test-platforms test-docker mutants lint format types check models pins
+.PHONY: help demo compare test test-sqlite test-faults test-vacuous test-interleavings test-platforms test-docker mutants storm storm-proof lint format types check models pins
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ test-docker: .venv ## the image and docker-compose.yml; needs a Docker engine
 
 mutants: .venv ## which small changes of the code do the tests notice? about ten seconds each; ARGS="--count 200 accounts/slices.py"
 	.venv/bin/python -m tests.mutants $(ARGS)
+
+storm: .venv ## every fault at once, SEED=7 MINUTES=2, and then a checker that imports nothing of what it checks
+	.venv/bin/python -m tests.storm --seed $(or $(SEED),7) --minutes $(or $(MINUTES),2) $(ARGS)
+
+storm-proof: .venv ## bugs planted in copies of the project, which the storm must find; writes docs/evidence.md; half an hour
+	.venv/bin/python -m tests.storm --proof $(ARGS)
 
 lint: .venv ## what ruff has to say, and the direction of imports
 	.venv/bin/ruff check .
