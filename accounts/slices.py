@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import DatabaseError, connection, transaction
 from django.db.models import BooleanField, Func, QuerySet, Value
@@ -40,6 +40,7 @@ FEWEST, FIRST, MOST = 100, 500, 50_000
 LONGEST_PAUSE = 5.0
 """Seconds that a throttled slice pauses at most, so that a signal never waits longer."""
 
+Rows = TypeVar("Rows", bound=QuerySet[Any])
 Position = tuple[Any, ...]
 """The values of a row in the fields that rows are walked by."""
 
@@ -133,24 +134,12 @@ class Change:
             after = keys.upto
 
     def _cut(self, after: Position | None, size: int) -> Slice | None:
-        rest = self._within(after)
+        rest = within(self.rows, self.order, after=after)
         positions = rest.order_by(*self.order).values_list(*self.order)
         if found := list(positions[size - 1 : size]):
             return Slice(after, found[0], size)
         last = positions.reverse().first()
         return Slice(after, last, rest.count()) if last else None
-
-    def _within(self, after: Position | None, upto: Position | None = None) -> QuerySet[Any]:
-        rows = self.rows
-        if after is not None:
-            rows = rows.filter(GreaterThan(Row(*self.order), self._row(after)))
-        if upto is not None:
-            rows = rows.filter(LessThanOrEqual(Row(*self.order), self._row(upto)))
-        return rows
-
-    def _row(self, position: Position) -> Row:
-        fields = position_fields(self.rows, self.order)
-        return Row(*(Value(value, output_field=field) for value, field in zip(position, fields, strict=True)))
 
     def on_each(
         self, slices: Iterable[Slice], *, after_slice: AfterSlice = lambda done, keys: None, jobs: int = 1
@@ -195,7 +184,7 @@ class Change:
         Raises:
             DatabaseError: the slice failed after its retries, and changed nothing.
         """
-        rows = self._within(keys.after, keys.upto)
+        rows = within(self.rows, self.order, after=keys.after, upto=keys.upto)
         skip_locked = False
         for attempt in range(1, ATTEMPTS + 1):
             started = time.monotonic()
@@ -243,6 +232,21 @@ class Change:
                 transaction.set_rollback(True)
                 return 0
         return changed
+
+
+def within(rows: Rows, order: tuple[str, ...], *, after: Position | None = None, upto: Position | None = None) -> Rows:
+    """The rows after one position and up to another, by the fields of ``order``; None: from the first, to the last."""
+
+    def row(position: Position) -> Row:
+        fields = position_fields(rows, order)
+        return Row(*(Value(value, output_field=field) for value, field in zip(position, fields, strict=True)))
+
+    found = rows
+    if after is not None:
+        found = found.filter(GreaterThan(Row(*order), row(after)))
+    if upto is not None:
+        found = found.filter(LessThanOrEqual(Row(*order), row(upto)))
+    return found
 
 
 def position_fields(rows: QuerySet[Any], order: Iterable[str]) -> list[Any]:

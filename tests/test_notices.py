@@ -1,10 +1,12 @@
 """Who is owed which mail about the end of a trial."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import psycopg
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from pytest_django import Settings
 
 from accounts import delivery, notices, services
@@ -12,7 +14,7 @@ from accounts.delivery import Delivery
 from accounts.models import Account, ExpiryRun, Notice
 from accounts.notices import Queue
 from sandbox.mail_server import Mailbox
-from tests.factories import AccountFactory, NoticeFactory
+from tests.factories import AccountFactory, NoticeFactory, make_accounts
 from tests.runs import DAY
 from tests.trials import HOUR, SECOND, expired, trialing, undo
 
@@ -93,11 +95,11 @@ def test_nobody_but_who_is_trialing_is_reminded(now: datetime, status: Account.S
 
 def test_a_rerun_queues_nothing_twice_and_neither_does_one_beside_it(now: datetime) -> None:
     trialing(DAY, now)
-    accounts = notices.ending_soon(now, days_before=1)
+    (mail,) = (mail for mail in notices._mails(now) if mail.days_before == 1)
     assert notices.queue_notices(now=now).total == 1
 
     assert notices.queue_notices(now=now + HOUR).total == 0
-    assert notices._insert(Notice.Kind.ENDING_SOON, 1, accounts, now) == 0
+    assert notices._insert(mail, mail.accounts, now) == 0
 
     assert queued() == [("ending_soon", 1)]
 
@@ -201,6 +203,97 @@ def test_the_fuse_counts_what_is_new_and_what_waits_and_queues_nothing(now: date
     assert notices.queue_notices(now=now, max_notices=2).total == 1
 
 
+@pytest.mark.parametrize("pending", [0, 1, 2, 4])
+def test_the_fuse_is_exact_whatever_part_is_pending(now: datetime, pending: int) -> None:
+    if pending:
+        make_accounts(pending, ended=-DAY, now=now)
+        notices.queue_notices(now=now)
+    make_accounts(2 - min(pending, 2), ended=-DAY, now=now)
+    make_accounts(2 - max(pending - 2, 0), ended=2 * DAY, now=now)
+    services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+
+    with pytest.raises(notices.TooManyNotices, match="4 mails are owed and at most 3 are allowed"):
+        notices.queue_notices(now=now, max_notices=3)
+
+    notices.queue_notices(now=now, max_notices=4)
+    assert Notice.objects.pending().count() == 4
+
+
+# --- Slices ---
+
+
+@pytest.fixture
+def in_slices_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "SLICE", 2)
+
+
+@pytest.mark.usefixtures("in_slices_of_two")
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_in_slices_everybody_is_owed_each_mail_once(now: datetime, count: int) -> None:
+    make_accounts(count, ended=2 * DAY, now=now)
+    services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+    make_accounts(count, ended=3 * DAY, now=now)
+    services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+    make_accounts(count, ended=-DAY, now=now)  # all at the same moment
+    for number in range(count):
+        make_accounts(1, ended=-(6 - number / 5) * DAY, now=now)
+
+    assert notices.queue_notices(now=now) == Queue(ending_soon=2 * count, ended=2 * count)
+    assert notices.queue_notices(now=now) == Queue()
+
+    assert set(Notice.objects.values_list("account", flat=True)) == set(Account.objects.values_list("pk", flat=True))
+    assert Notice.objects.count() == 4 * count
+
+
+@pytest.mark.usefixtures("in_slices_of_two")
+def test_a_slice_whose_mails_were_queued_before_keeps_no_later_one_from_its_turn(now: datetime) -> None:
+    make_accounts(4, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    make_accounts(3, ended=-DAY, now=now)
+
+    assert notices.queue_notices(now=now) == Queue(ending_soon=3)
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("in_slices_of_two")
+def test_what_was_queued_stays_when_the_process_dies_and_the_next_run_queues_the_rest(now: datetime) -> None:
+    make_accounts(7, ended=-DAY, now=now)
+    fourth = Account.objects.order_by("pk")[3]
+    with trigger_before("INSERT", f"NEW.account_id = {fourth.pk}", "RAISE EXCEPTION 'gone';"):
+        with pytest.raises(DatabaseError, match="gone"):
+            notices.queue_notices(now=now)
+        assert Notice.objects.count() == 2
+
+    assert notices.queue_notices(now=now) == Queue(ending_soon=5)
+
+
+@pytest.mark.postgres
+def test_a_slice_reads_its_own_accounts_and_no_whole_table(now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "SLICE", 100)
+    make_accounts(500, ended=2 * DAY, now=now)
+    services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
+    (mail,) = (mail for mail in notices._mails(now) if mail.kind == Notice.Kind.ENDED)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")  # PostgreSQL would rather read 500 users than find 100
+
+    before = rows_read_one_after_the_other()
+    queued, upto = notices._queue_slice(mail, None, now)
+
+    assert (queued, rows_read_one_after_the_other() - before) == (100, 0)
+    assert upto == (Account.objects.order_by("pk")[99].pk,)
+
+
+def rows_read_one_after_the_other() -> int:
+    """Rows of users, accounts and notices that this transaction has read by reading the table."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT sum(seq_tup_read) FROM pg_stat_xact_user_tables "
+            "WHERE relname IN ('users_user', 'accounts_account', 'accounts_notice')"
+        )
+        return int(cursor.fetchone()[0])
+
+
 # --- The cut-off moment, for after a restore ---
 
 
@@ -247,13 +340,25 @@ def test_a_serialization_failure_while_notices_are_queued_is_tried_again(now: da
     trialing(DAY, now)
     with connection.cursor() as cursor:
         cursor.execute("CREATE SEQUENCE tries")
-        cursor.execute(
-            "CREATE FUNCTION trap() RETURNS trigger AS $$ BEGIN IF nextval('tries') = 1 THEN "
-            "RAISE EXCEPTION 'once' USING ERRCODE = '40001'; END IF; RETURN NEW; END $$ LANGUAGE plpgsql"
-        )
-        cursor.execute("CREATE TRIGGER trap BEFORE INSERT ON accounts_notice FOR EACH ROW EXECUTE FUNCTION trap()")
     try:
-        assert notices.queue_notices(now=now) == Queue(ending_soon=1)
+        with trigger_before("INSERT", "nextval('tries') = 1", "RAISE EXCEPTION 'once' USING ERRCODE = '40001';"):
+            assert notices.queue_notices(now=now) == Queue(ending_soon=1)
     finally:
         with connection.cursor() as cursor:
-            cursor.execute("DROP FUNCTION trap CASCADE; DROP SEQUENCE tries")
+            cursor.execute("DROP SEQUENCE tries")
+
+
+@contextmanager
+def trigger_before(what: str, when: str, body: str) -> Iterator[None]:
+    """Add a trigger to the notices that runs ``body`` for a row of which ``when`` is true."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"CREATE FUNCTION trap() RETURNS trigger AS $$ BEGIN IF {when} THEN {body} END IF; RETURN NEW; END $$ "
+            "LANGUAGE plpgsql"
+        )
+        cursor.execute(f"CREATE TRIGGER trap BEFORE {what} ON accounts_notice FOR EACH ROW EXECUTE FUNCTION trap()")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION trap CASCADE")
