@@ -29,6 +29,7 @@ from accounts.mailer import Failure, MailServerAwayError, meaning, open_connecti
 from accounts.models import Notice
 from accounts.notices import is_true
 from accounts.retry import with_retries
+from accounts.slices import Position, within
 from accounts.threads import Results, side_by_side
 from accounts.words import time_left
 
@@ -123,7 +124,7 @@ def deliver_notices(
         return now + timedelta(seconds=time.monotonic() - began)
 
     turns = _turns(limit=limit, stop=lambda: bool(delivery.trouble) or delivery.finished or stop())
-    send_in_turn = partial(_send_in_turn, delivery=delivery, clock=clock, interrupts=interrupts)
+    send_in_turn = partial(_send_in_turn, claims=_Claims(), delivery=delivery, clock=clock, interrupts=interrupts)
     try:
         with closing(side_by_side(send_in_turn, turns, jobs=jobs)) as outcomes:
             for outcome in outcomes:
@@ -158,9 +159,51 @@ def _turns(*, limit: int | None, stop: Callable[[], bool]) -> Iterator[_Turn]:
             time.sleep(min(left, 1))
 
 
+@dataclass(slots=True)
+class _Claims:
+    """Claims one notice after the other, for all threads of a delivery.
+
+    Each claim begins above the one before. Entries of notices that were sent stay at the low end of the index until a
+    VACUUM, or while another session holds an old snapshot: with a million of them, a claim that began there took 600 ms
+    instead of 1.
+    """
+
+    after: Position | None = None
+
+    def next(self, now: datetime) -> Notice | None:
+        """Claim the next notice; None when none is left."""
+        notice = with_retries(partial(_claim, now, after=self.after))
+        if notice is None and self.after is not None:
+            # From the low end once more: another process may have given a notice back.
+            notice = with_retries(partial(_claim, now))
+        if notice is not None:
+            self.after = (notice.next_attempt, notice.pk)
+        return notice
+
+
+def _claim(now: datetime, *, after: Position | None = None) -> Notice | None:
+    """Record an attempt at the next notice, and return the notice as it was before; None when there is none.
+
+    Args:
+        now: the moment of the attempt.
+        after: look only behind this position in the order of ``deliverable``.
+    """
+    # durable: the attempt must be committed, and its lock released, before the mail is sent.
+    with transaction.atomic(durable=True):
+        deliverable = within(Notice.objects.deliverable(now), ("next_attempt", "pk"), after=after)
+        notice = deliverable.select_for_update(skip_locked=True).first()
+        if notice is not None:
+            notice.claimed = now
+            Notice.objects.filter(pk=notice.pk).update(
+                claimed=now, attempts=notice.attempts + 1, next_attempt=now + LEASE
+            )
+    return notice
+
+
 def _send_in_turn(
     turns: Iterator[_Turn],
     *,
+    claims: _Claims,
     delivery: Delivery,
     clock: Callable[[], datetime],
     interrupts: tuple[type[Exception], ...],
@@ -172,7 +215,7 @@ def _send_in_turn(
     mailer = get_connection()
     try:
         for turn in turns:
-            notice = with_retries(lambda: _claim(clock()))
+            notice = claims.next(clock())
             if notice is None:
                 delivery.finished = True
                 return
@@ -184,19 +227,6 @@ def _send_in_turn(
     finally:
         with suppress(OSError):  # a failed QUIT does not change what was sent
             mailer.close()
-
-
-def _claim(now: datetime) -> Notice | None:
-    """Record an attempt at the next notice, and return the notice as it was before; None when there is none."""
-    # durable: the attempt must be committed, and its lock released, before the mail is sent.
-    with transaction.atomic(durable=True):
-        notice = Notice.objects.deliverable(now).select_for_update(skip_locked=True).first()
-        if notice is not None:
-            notice.claimed = now
-            Notice.objects.filter(pk=notice.pk).update(
-                claimed=now, attempts=notice.attempts + 1, next_attempt=now + LEASE
-            )
-    return notice
 
 
 def _record(claim: Notice, **values: Any) -> None:

@@ -704,7 +704,7 @@ def before_the_first_mail(monkeypatch: pytest.MonkeyPatch, happen: Callable[[Not
 
     def send(message: EmailMultiAlternatives, mailer: BaseEmailBackend) -> None:
         monkeypatch.undo()
-        happen(Notice.objects.get(status=Notice.Status.PENDING, claimed__isnull=False))
+        happen(Notice.objects.filter(status=Notice.Status.PENDING, claimed__isnull=False).latest("claimed"))
         mailer_module.send(message, mailer)
 
     monkeypatch.setattr(delivery, "send", send)
@@ -728,6 +728,52 @@ def test_a_notice_in_hand_is_left_alone_and_its_attempt_is_on_record(
     assert seen == [(1, True), False, Delivery(sent=1, finished=True)]
     assert len(set(mailbox.recipients)) == len(mailbox.recipients) == 2
     assert not Notice.objects.exclude(status=Notice.Status.SENT, claimed=None)
+
+
+@pytest.mark.postgres
+def test_a_claim_does_not_pass_the_notices_that_were_sent_before(
+    now: datetime, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their entries stay in the index as long as a transaction sees what was before; that of this test does."""
+    settings.EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+    make_accounts(40, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")  # as if there were many
+
+    assert deliver_notices(now=now, limit=30) == Delivery(sent=30)
+
+    before = index_entries_read()
+    assert deliver_notices(now=now, limit=1) == Delivery(sent=1)
+    first = index_entries_read() - before
+    assert deliver_notices(now=now) == Delivery(sent=9, finished=True)
+    others = index_entries_read() - before - first
+    assert first >= 31  # these are the entries that a claim begins above from then on
+    assert others < 4 * first, (first, others)  # at the beginning and at the end, and not for each
+
+
+def index_entries_read() -> int:
+    """How many entries of the index of deliverable notices this transaction has read, dead ones included."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_get_xact_tuples_returned('accounts_notice_deliverable'::regclass)")
+        return int(cursor.fetchone()[0])
+
+
+def test_a_notice_given_back_below_the_last_claim_is_found_before_the_delivery_ends(
+    now: datetime, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_accounts(3, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+    held = delivery._claim(now)  # by another process, whose mail server is away
+    assert held
+
+    def give_back(in_hand: Notice) -> None:
+        delivery._record(held, attempts=held.attempts, next_attempt=held.next_attempt)
+
+    before_the_first_mail(monkeypatch, give_back)
+
+    assert deliver_notices(now=now) == Delivery(sent=3, finished=True)
+    assert len(set(mailbox.recipients)) == 3
 
 
 def test_a_process_that_lost_its_notice_while_it_connected_does_not_send_it(
