@@ -16,7 +16,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Count, F, Q, Value
+from django.db.models import Count, F, OuterRef, Q, Subquery, Value
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
@@ -30,6 +30,7 @@ from accounts.models import (
     Decision,
     ExpiryRun,
     Notice,
+    ended_before,
     grace_cutoff,
 )
 from accounts.slices import FIRST, Change, Position, Slice
@@ -286,6 +287,12 @@ class UndoPreview:
     """Accounts that this run expired and that were extended one by one since, or deleted. They do not change."""
     mailed: int
     """Of those that would return: how many customers were mailed that their trial has ended."""
+    mailed_among: int
+    """Of how many that is."""
+    looked_at: int
+    """How many accounts of the run were looked at."""
+    is_all: bool
+    """Whether that is all of them."""
 
     @property
     def left_alone(self) -> int:
@@ -293,28 +300,46 @@ class UndoPreview:
         return self.moved_on + self.extended
 
 
-def preview_undo(*, run: ExpiryRun, now: datetime) -> UndoPreview:
+def preview_undo(*, run: ExpiryRun, now: datetime, look_at: int | None = None) -> UndoPreview:
     """Count what ``undo_run`` would change. Exact unless the accounts change concurrently.
 
     Args:
         run: the run, freshly read from the database.
         now: the moment at which ``due_again`` is counted, with a time zone.
+        look_at: look at no more accounts than these, and for mails at a hundredth of them. Without it, at all.
     """
-    expired = Account.objects.still_expired_by(run)
     # In one statement, because the run may still be expiring accounts.
-    counts = Account.objects.filter(expiry_run=run).aggregate(
-        pointing=Count("pk"), would_return=Count("pk", filter=Q(status=Account.TRIAL_EXPIRED))
+    still_expired, due = Q(status=Account.TRIAL_EXPIRED), ended_before(grace_cutoff(now))
+    found = (
+        Account.objects.filter(expiry_run=run)
+        .order_by("pk")[:look_at]
+        .aggregate(
+            pointing=Count("pk"),
+            would_return=Count("pk", filter=still_expired),
+            due_again=Count("pk", filter=still_expired & due),
+        )
     )
+    # A subquery for each account, because PostgreSQL plans a join by statistics, which are stale after a large run: the
+    # join took minutes. This finds each mail by index.
+    ended = Notice.objects.filter(
+        account=OuterRef("pk"), kind=Notice.Kind.ENDED, trial_ends_at=OuterRef("trial_ends_at"), days_before=0
+    )
+    told = (
+        Account.objects.still_expired_by(run)
+        .annotate(mail=Subquery(ended.values("status")))
+        .order_by("pk")[: None if look_at is None else look_at // 100]
+        .aggregate(among=Count("pk"), mailed=Count("pk", filter=Q(mail=Notice.Status.SENT)))
+    )
+    is_all = found["pointing"] != look_at
     return UndoPreview(
-        would_return=counts["would_return"],
-        due_again=expired.ended_before(grace_cutoff(now)).count(),
-        moved_on=counts["pointing"] - counts["would_return"],
-        extended=max(0, run.expired_count - run.undone_count - counts["pointing"]),
-        mailed=expired.filter(
-            notices__kind=Notice.Kind.ENDED,
-            notices__status=Notice.Status.SENT,
-            notices__trial_ends_at=F("trial_ends_at"),
-        ).count(),
+        would_return=found["would_return"],
+        due_again=found["due_again"],
+        moved_on=found["pointing"] - found["would_return"],
+        extended=max(0, run.expired_count - run.undone_count - found["pointing"]) if is_all else 0,
+        mailed=told["mailed"],
+        mailed_among=told["among"],
+        looked_at=found["pointing"],
+        is_all=is_all,
     )
 
 
@@ -327,6 +352,7 @@ def undo_run(
     batch_size: int | None = None,
     throttle: float = 0,
     after_slice: Progress = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
     jobs: int = 1,
 ) -> int:
     """Put every account that the run expired, and that is still expired, back on trial; returns how many.
@@ -343,6 +369,7 @@ def undo_run(
         batch_size: accounts in a slice, 1 or more; without it as many as stay locked for 100 ms.
         throttle: that of ``expire_trials``.
         after_slice: see ``Progress``. Of all accounts, those that paid or were cancelled since are left out.
+        stop: called before every slice, in any of the threads; True ends the undo. Call it again for the rest.
         jobs: how many slices to undo at a time, as for ``run_here``.
 
     Raises:
@@ -366,7 +393,7 @@ def undo_run(
         log=partial(ledger.log_slice, run),
     )
     undone = undo.on_each(
-        undo.walk(size=lambda: batch_size or ledger.undo_slice_size(run)),
+        undo.walk(size=lambda: None if stop() else batch_size or ledger.undo_slice_size(run)),
         after_slice=lambda done, _: after_slice(done, max(done, run.expired_count - run.undone_count)),
         jobs=max(1, min(jobs, ceil(run.expired_count / (batch_size or FIRST)))),
     )

@@ -2,6 +2,8 @@
 
 import mmap
 import time
+from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from math import ceil
@@ -130,6 +132,44 @@ def position(name: str, value: Any) -> Position:
         raise WrongArguments(
             f"{name} must be the end of a trial and the key of an account, not {value!r:.60}. Nothing was changed."
         )
+    return found
+
+
+# --- Undo ---
+
+
+@shared_task(name="accounts.undo_run", base=RedeliveredTask, bind=True, ignore_result=True)
+def undo_run(self: BaseTask, *, run_id: int, by: str, now: str, extend_days: int | None = None) -> None:
+    """Undo a run for a minute, then requeue itself for the rest, so that other tasks in the queue run in between.
+
+    Args:
+        run_id: the run.
+        by: who undoes it.
+        now: the moment an extension is counted from, in ISO 8601 with a time zone. It is that of the request, so that
+            an extension is the same however often the task runs.
+        extend_days: as for ``services.undo_run``.
+    """
+    run = run_with(run_id)
+    end = time.monotonic() + BATCH_SECONDS
+    was_stopped = False
+
+    def stop() -> bool:
+        nonlocal was_stopped
+        was_stopped = bool(_shutting_down[0]) or time.monotonic() > end
+        return was_stopped
+
+    services.undo_run(run=run, now=moment("now", now), by=by, extend_days=extend_days, stop=stop)
+    if was_stopped and Account.objects.still_expired_by(run).exists():
+        self.apply_async(kwargs={"run_id": run_id, "by": by, "now": now, "extend_days": extend_days})
+
+
+def moment(name: str, value: Any) -> datetime:
+    """Convert an argument of a task from JSON to a moment; raises WrongArguments unless it has a time zone."""
+    found = None
+    with suppress(TypeError, ValueError):
+        found = datetime.fromisoformat(value)
+    if found is None or timezone.is_naive(found):
+        raise WrongArguments(f"{name} must be a moment with a time zone, not {value!r:.40}. Nothing was changed.")
     return found
 
 

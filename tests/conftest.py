@@ -25,6 +25,8 @@ from playwright.sync_api import Browser, sync_playwright
 from pytest_django import Settings
 
 from accounts import access
+from accounts.admin import schedule
+from accounts.admin.schedule import Processes
 from project.celery import app
 from sandbox import servers
 from sandbox.mail_server import Mailbox, mail_server
@@ -185,6 +187,12 @@ def celery(environment: Mapping[str, str], empty_broker: str, tmp_path: Path) ->
         )
 
     return start
+
+
+@pytest.fixture
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker of Celery answers, which is known without asking a broker."""
+    monkeypatch.setattr(schedule, "processes", lambda: Processes(broker=False))
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from pytest_django import Settings
 
 from accounts import decisions, erasure, health, services, tasks
 from accounts.admin import run_now, runbook, schedule
-from accounts.admin.schedule import Processes
 from accounts.decisions import NotPossible
 from accounts.models import Account, Decision, ExpiryRun
 from accounts.services import RunPaused, TooManyDue
@@ -32,7 +31,7 @@ from tests.factories import UserFactory, make_accounts
 from tests.runs import DAY, expire
 from users.models import User
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
 
 HOUR = timedelta(hours=1)
 PAGES = "/admin/accounts/decision/"
@@ -212,11 +211,6 @@ def test_of_two_runs_at_once_one_uses_the_allowance() -> None:
 
 
 # --- Run now ---
-
-
-@pytest.fixture(autouse=True)
-def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "processes", lambda: Processes(broker=False))
 
 
 def test_run_now_stops_in_time_and_says_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from accounts import health, ledger, services, tasks
-from accounts.models import LATEST_END, Account, ExpiryRun
+from accounts.models import LATEST_END, Account, AccountEvent, ExpiryRun
 from accounts.services import TooManyDue, UndoPreview
 from accounts.slices import Slice
 from sandbox.servers import wait_for
@@ -364,12 +364,108 @@ def test_the_preview_says_what_would_happen_and_changes_nothing(now: datetime) -
 
     preview = services.preview_undo(run=run, now=now)
 
-    assert preview == UndoPreview(would_return=2, due_again=1, moved_on=2, extended=1, mailed=1)
+    whole = {"would_return": 2, "due_again": 1, "moved_on": 2, "extended": 1, "mailed": 1, "mailed_among": 2}
+    assert preview == UndoPreview(**whole, looked_at=4, is_all=True)
     assert preview.left_alone == 3
     assert rows() == before
     run.refresh_from_db()
     assert run.status == ExpiryRun.Status.SUCCEEDED
     assert_ledger_is_true(extended=1)
+
+
+@pytest.mark.parametrize(
+    ("look_at", "looked_at", "is_all", "mailed_among"), [(None, 300, True, 300), (200, 200, False, 2)]
+)
+def test_of_a_large_run_the_preview_looks_at_so_many_accounts(
+    now: datetime, look_at: int | None, looked_at: int, is_all: bool, mailed_among: int
+) -> None:
+    make_accounts(300, ended=10 * DAY, now=now)
+    run = expire(now)
+    for account in Account.objects.order_by("pk")[1:4]:
+        NoticeFactory.create(account=account, kind="ended", days_before=0, status="sent", sent=now, next_attempt=now)
+
+    preview = services.preview_undo(run=run, now=now, look_at=look_at)
+
+    assert preview == UndoPreview(
+        would_return=looked_at,
+        due_again=looked_at,
+        moved_on=0,
+        extended=0,
+        mailed=3 if is_all else 1,
+        mailed_among=mailed_among,
+        looked_at=looked_at,
+        is_all=is_all,
+    )
+
+
+# --- The task ---
+
+
+class SlowClock:
+    """Takes the place of the module ``time``: 40 seconds pass from one look at the clock to the next."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def monotonic(self) -> int:
+        self.now += 40
+        return self.now
+
+
+def test_the_task_undoes_for_a_minute_and_asks_for_another(now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    again: list[dict[str, Any]] = []
+    monkeypatch.setattr(tasks, "time", SlowClock())
+    monkeypatch.setattr(tasks.undo_run, "apply_async", lambda **message: again.append(message["kwargs"]))
+    monkeypatch.setattr(services, "undo_run", partial(services.undo_run, batch_size=2))
+    make_accounts(4, ended=10 * DAY, now=now)
+    run = expire(now)
+    arguments = {"run_id": run.pk, "by": "ann", "now": now.isoformat(), "extend_days": 14}
+
+    tasks.undo_run(**arguments)
+    assert again == [arguments]
+    assert run.accounts.count() == 2
+
+    tasks.undo_run(**again.pop())
+    assert again == []
+    assert run.accounts.count() == 0
+
+
+def test_the_task_delivered_twice_extends_once_and_counts_from_its_request(now: datetime) -> None:
+    make_accounts(3, ended=10 * DAY, now=now)
+    arguments = {"run_id": expire(now).pk, "by": "ann", "now": now.isoformat(), "extend_days": 14}
+
+    for _ in range(2):
+        tasks.undo_run(**arguments)
+
+    assert set(Account.objects.values_list("status", "trial_ends_at")) == {(Account.TRIALING, now + 14 * DAY)}
+    assert AccountEvent.objects.count() == 3
+    assert ExpiryRun.objects.get().undone_count == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"run_id": 404}, "There is no run 404: it was deleted, or pruned. Nothing was changed."),
+        ({"now": "today"}, "now must be a moment with a time zone, not 'today'. Nothing was changed."),
+        ({"now": 7}, "now must be a moment with a time zone, not 7. Nothing was changed."),
+        (
+            {"now": "2026-03-01T12:00:00"},
+            "now must be a moment with a time zone, not '2026-03-01T12:00:00'. Nothing was changed.",
+        ),
+        (
+            {"extend_days": 0},
+            "extend_days must be a whole number from 1 to 2147483647, not 0. Nothing was changed.",
+        ),
+    ],
+)
+def test_a_wrong_argument_fails_the_task_with_a_sentence(now: datetime, wrong: dict[str, Any], message: str) -> None:
+    make_accounts(1, ended=10 * DAY, now=now)
+    run = expire(now)
+
+    result = tasks.undo_run.apply(kwargs={"run_id": run.pk, "by": "ann", "now": now.isoformat(), **wrong})
+
+    assert (result.state, str(result.result)) == ("FAILURE", message)
+    assert run.accounts.count() == 1
 
 
 # --- The command ---

@@ -39,9 +39,10 @@ def start(*, by: str, reason: str) -> str:
         raise NotPossible(f"{decisions.in_words(pause)} Resume first. Nothing was changed.")
     decision = decisions.run_now(by=by, reason=reason)
     if worker_answers():
+        from accounts import tasks
         from accounts.admin import schedule
 
-        if schedule.send_to_worker():
+        if schedule.send_to_worker(tasks.expire_trials):
             return "A worker was told to run. Its run is in the ledger within seconds."
     return _here(decision)
 

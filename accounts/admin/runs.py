@@ -12,7 +12,7 @@ from django.utils.html import format_html
 
 from accounts import decisions
 from accounts.admin.lists import in_utc, status
-from accounts.admin.undo import UndoAdmin
+from accounts.admin.undo import UndoAdmin, being_undone
 from accounts.models import Account, ExpiryRun
 from accounts.words import NOTHING, duration, number
 
@@ -136,6 +136,7 @@ class ExpiryRunAdmin(UndoAdmin):
         run = context["original"]
         something_to_undo = run.status == ExpiryRun.Status.RUNNING or Account.objects.still_expired_by(run).exists()
         context["undo"] = something_to_undo and self.has_undo_permission(request)
+        context["being_undone"] = being_undone(run)
         context["allow"] = request.user.has_perm("accounts.allow_expiry") and decisions.can_be_allowed(run)
         if run.path == ExpiryRun.Path.CELERY and apps.is_installed("django_celery_beat"):
             from accounts.admin import schedule

@@ -5,12 +5,14 @@ Imported only when django_celery_beat is installed.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from celery import current_app
 from django.core.cache import cache
 from django_celery_beat.models import PeriodicTask
 
 from accounts import tasks
+from accounts.base_tasks import BaseTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,14 +70,19 @@ def processes() -> Processes:
     return cache.get_or_set("accounts.admin.processes", _ping, 15) or Processes(broker=False)
 
 
-def send_to_worker() -> bool:
-    """Send the task that expires trials; False when the broker does not take it."""
+def send_to_worker(task: BaseTask, **arguments: Any) -> bool:
+    """Send a task; False when the broker does not take it."""
     try:
         with current_app.connection_for_write(transport_options=SHORT) as broker:
             current_app.send_task(
-                tasks.expire_trials.name, connection=broker, retry=False, expires=tasks.TICK_SECONDS, ignore_result=True
+                task.name,
+                kwargs=arguments,
+                connection=broker,
+                retry=False,
+                expires=tasks.TICK_SECONDS,
+                ignore_result=True,
             )
-    except Exception:  # the run is then done without Celery
+    except Exception:  # the web process then does it itself
         return False
     return True
 
