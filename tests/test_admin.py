@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from html import unescape
 from typing import Any
 
@@ -20,16 +21,18 @@ from django.utils.html import strip_tags
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from pytest_django import DjangoAssertNumQueries
 
-from accounts import services
+from accounts import ledger, services, tasks
+from accounts.admin import actions, schedule, undo
 from accounts.admin.accounts import AccountAdmin
 from accounts.admin.lists import CappedPaginator
+from accounts.admin.schedule import Processes
 from accounts.models import Account, AccountEvent, ExpiryRun, Notice
 from accounts.words import NOTHING
 from tests.factories import AccountFactory, NoticeFactory, fill_tables
 from tests.runs import DAY
 from users.models import User
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
 
 ACCOUNTS, RUNS, NOTICES = (f"/admin/accounts/{model}/" for model in ("account", "expiryrun", "notice"))
 MODELS: dict[str, type[Model]] = {"account": Account, "expiryrun": ExpiryRun, "notice": Notice, "user": User}
@@ -422,6 +425,32 @@ def test_an_action_refuses_more_accounts_than_a_request_can_take(
     assert Account.objects.filter(status=Account.TRIALING).count() == 3
 
 
+def test_an_action_ends_in_time_and_says_how_many_it_did_not_reach(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions, "time", SlowClock())
+    accounts = AccountFactory.create_batch(4)
+
+    said = act(admin_client, "cancel", accounts)
+
+    assert said == [
+        "2 accounts were cancelled.",
+        "2 accounts were not cancelled: the time for one request was over. Repeat it for them.",
+    ]
+    assert Account.objects.filter(status=Account.CANCELED).count() == 2
+
+
+class SlowClock:
+    """Takes the place of the module ``time``: three seconds pass from one look at the clock to the next."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def monotonic(self) -> int:
+        self.now += 3
+        return self.now
+
+
 def test_the_most_accounts_that_an_action_takes_fit_into_its_request() -> None:
     assert AccountAdmin.ACTION_LIMIT + 10 < settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
 
@@ -559,6 +588,80 @@ def test_an_undo_cannot_be_posted_from_another_site(admin_user: User, run: Expir
     client.force_login(admin_user)
 
     assert client.post(f"{RUNS}{run.pk}/undo/").status_code == 403
+
+
+def test_an_undo_goes_on_in_steps_and_each_account_is_extended_once(
+    admin_client: Client, run: ExpiryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undo, "time", SlowClock())
+    monkeypatch.setattr(services, "undo_run", partial(services.undo_run, batch_size=2))
+    page = f"{RUNS}{run.pk}/undo/"
+
+    first = admin_client.post(page, {"ends": "extend", "days": "14"})
+    words = " ".join(first.content.decode().split())
+    assert "<strong>2 of 3 accounts</strong> back on trial so far." in words
+    assert re.findall(r'name="(\w+)" value="(\w+)"', words)[-3:] == [("ends", "extend"), ("days", "14"), ("done", "2")]
+
+    last = admin_client.post(page, {"ends": "extend", "days": "14", "done": "2"})
+    assert last.headers["Location"] == f"{RUNS}{run.pk}/change/"
+    said = "Undone: 3 accounts back on trial, extended by 14 days."
+    assert [str(message) for message in get_messages(last.wsgi_request)] == [said]
+    assert [entry.get_change_message() for entry in LogEntry.objects.order_by("pk")] == ["Undo began, in steps.", said]
+    assert AccountEvent.objects.filter(kind="undone").count() == 3
+
+
+def test_a_worker_that_undoes_is_told_so_and_the_page_says_how_far_it_is(
+    admin_client: Client, run: ExpiryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(schedule, "processes", lambda: Processes(broker=True, workers=1))
+
+    def send_to_worker(task: Any, **arguments: Any) -> bool:
+        sent.append({task.name: arguments})
+        return True
+
+    monkeypatch.setattr(schedule, "send_to_worker", send_to_worker)
+
+    answer = admin_client.post(f"{RUNS}{run.pk}/undo/", {"ends": "extend", "days": "14"})
+
+    (arguments,) = (message["accounts.undo_run"] for message in sent)
+    assert {**arguments, "now": "a moment"} == {"run_id": run.pk, "by": "admin", "now": "a moment", "extend_days": 14}
+    assert [str(message) for message in get_messages(answer.wsgi_request)] == [
+        "A worker was told to undo this run. This page shows how far it is."
+    ]
+    run.refresh_from_db()
+    assert (run.status, run.undone_count) == ("undone", 0)
+
+    def progress() -> str:
+        words = " ".join(admin_client.get(f"{RUNS}{run.pk}/change/").content.decode().split())
+        return "".join(re.findall(r"Being undone: <strong>(.*?)</strong>", words))
+
+    assert progress() == "0 of 3 accounts"
+    tasks.undo_run(**arguments)
+    assert progress() == ""
+    assert Account.objects.filter(status=Account.TRIALING).count() == 3
+
+
+def test_an_undo_by_a_worker_that_stopped_is_not_said_to_go_on(admin_client: Client, run: ExpiryRun) -> None:
+    ledger.mark_undone(run, by="ann")
+    assert undo.being_undone(ExpiryRun.objects.get())
+
+    minute_ago = timezone.now() - ledger.ALIVE_FOR
+    ExpiryRun.objects.update(undone_at=minute_ago, heartbeat=minute_ago)
+
+    assert not undo.being_undone(ExpiryRun.objects.get())
+    assert "Undo…" in admin_client.get(f"{RUNS}{run.pk}/change/").content.decode()
+
+
+def test_of_a_large_run_the_confirmation_counts_a_part(
+    admin_client: Client, run: ExpiryRun, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "COUNTED", 2)
+
+    page = " ".join(admin_client.get(f"{RUNS}{run.pk}/undo/").content.decode().split())
+
+    assert "This run is large. The first 2 accounts of it were looked at; an undo takes all." in page
+    assert "<strong>2 accounts</strong> that this run expired" in page
 
 
 def test_an_undo_that_fails_says_what_to_do(
