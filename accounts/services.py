@@ -308,6 +308,7 @@ def preview_undo(*, run: ExpiryRun, now: datetime, look_at: int | None = None) -
         now: the moment at which ``due_again`` is counted, with a time zone.
         look_at: look at no more accounts than these, and for mails at a hundredth of them. Without it, at all.
     """
+    # In one statement, because the run may still be expiring accounts.
     still_expired, due = Q(status=Account.TRIAL_EXPIRED), ended_before(grace_cutoff(now))
     found = (
         Account.objects.filter(expiry_run=run)
