@@ -678,3 +678,13 @@ def test_the_sum_of_the_ledger_is_the_number_of_accounts_that_runs_expired(now: 
 
     total = ExpiryRun.objects.aggregate(Sum("expired_count"))["expired_count__sum"]
     assert total == Account.objects.filter(expiry_run__isnull=False).count() == 15
+
+
+def test_the_longest_extension_is_as_long_as_it_says(now: datetime) -> None:
+    account = AccountFactory.create(created=now)
+
+    assert services.extend_trial(account_id=account.pk, days=services.LONGEST_EXTENSION, now=now)
+
+    ends = account.trial_ends_at + services.LONGEST_EXTENSION * DAY
+    account.refresh_from_db()
+    assert account.trial_ends_at == ends
