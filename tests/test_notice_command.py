@@ -92,6 +92,7 @@ def test_a_dry_run_counts_what_is_owed_also_while_it_is_switched_off(settings: S
         "2 wait from before\n"
         "Would be refused: at most 2 may be owed.\n"
     )
+    assert "refused" not in run("--dry-run", "--max-notices=3")
     assert Notice.objects.count() == 3
     assert len(mailbox.mails) == 1
 
