@@ -45,7 +45,8 @@ def check_arguments(run: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
     try:
         given = expected.bind(*args, **kwargs).arguments
     except TypeError as error:
-        raise WrongArguments(f"The arguments of the task are wrong: {error}. Nothing was changed.") from None
+        what = str(error).replace("keyword-only ", "")  # which only newer Pythons say
+        raise WrongArguments(f"The arguments of the task are wrong: {what}. Nothing was changed.") from None
     for name, value in given.items():
         kind = expected.parameters[name].annotation
         if kind is float and (type(value) not in (int, float) or not 0 <= value <= MOST_THROTTLE):

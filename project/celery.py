@@ -56,6 +56,16 @@ def warn_of_a_database_ahead(**_: Any) -> None:
     warn_at_start()
 
 
+@celeryd_after_setup.connect
+def say_that_slices_are_not_shared(**_: Any) -> None:
+    """Log a line when no result backend tells when the slices of a run are done, so that its first task runs them."""
+    if settings.CELERY_RESULT_BACKEND == "disabled://":
+        logging.getLogger(__name__).warning(
+            "CELERY_RESULT_BACKEND is not set, and this broker keeps no results: one process runs all slices of a run. "
+            "Set it, or REDIS_URL, to a Redis, and the workers share them."
+        )
+
+
 @beat_init.connect
 def shorten_broker_errors_of_beat(**_: Any) -> None:
     """Log a tick that the broker refused in one line, where beat alone logs a hundred lines of traceback each time."""

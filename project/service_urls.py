@@ -80,7 +80,7 @@ def ping(text: str) -> str:
 
 
 def broker(text: str) -> str:
-    """Parse the URL of a broker that Celery supports; several, separated by ``;``, for failover or sentinels."""
+    """Parse the URL of a broker that Celery supports; several, separated by ``;``, for failover."""
     return _known_to_celery(text, "kombu.transport:TRANSPORT_ALIASES")
 
 
@@ -100,6 +100,8 @@ def _known_to_celery(text: str, classes: str) -> str:
                     "has an ssl_cert_reqs other than required, optional and none. Without it, required holds."
                 )
             continue
+        if parts.scheme == "sentinel":
+            raise ValueError(f"is for Redis Sentinel, which is not supported. Give one address: {LIKE_REDIS}.")
         from kombu.utils.imports import symbol_by_name
 
         try:

@@ -232,6 +232,8 @@ DATABASES = {"default": _database}
 if _database["ENGINE"] == "django.db.backends.postgresql":
     _database["CONN_MAX_AGE"] = 60  # seconds, for web; Celery closes connections before and after every task
     _database["CONN_HEALTH_CHECKS"] = True
+    # PgBouncer's transaction mode supports no cursor that outlives its transaction. Only form fields would use them.
+    _database["DISABLE_SERVER_SIDE_CURSORS"] = True
     _database["OPTIONS"] = {"connect_timeout": 5, **_database["OPTIONS"]}
 else:
     # WAL and IMMEDIATE, so that command, worker, beat and web can share the file without "database is locked".
@@ -246,11 +248,19 @@ else:
 
 _redis_url = env.url("REDIS_URL", service_urls.broker, default="redis://localhost:6379/0")
 CELERY_BROKER_URL = env.url("CELERY_BROKER_URL", service_urls.broker, default=_redis_url)
-# Needed only to close a run of several slices.
-CELERY_RESULT_BACKEND = env.url("CELERY_RESULT_BACKEND", service_urls.result_backend, default=CELERY_BROKER_URL)
+# Needed only to spread a run of several slices over the workers. RabbitMQ keeps no results: then REDIS_URL does, and
+# where that is not set either, the task of the tick runs the slices itself.
+_results = CELERY_BROKER_URL
+if not CELERY_BROKER_URL.startswith(("redis://", "rediss://")):
+    _results = _redis_url if os.environ.get("REDIS_URL") else "disabled://"
+CELERY_RESULT_BACKEND = env.url("CELERY_RESULT_BACKEND", service_urls.result_backend, default=_results)
 # By default Celery does not verify the certificate of a rediss:// broker. ?ssl_cert_reqs=none in a URL disables this.
+CELERY_BROKER_USE_SSL: dict[str, ssl.VerifyMode | None] | None = None
 if CELERY_BROKER_URL.startswith("rediss://"):
     CELERY_BROKER_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+elif CELERY_BROKER_URL.startswith("amqps://"):
+    # RabbitMQ's client verifies the name in the certificate only where the key "server_hostname" is; None is the URL's.
+    CELERY_BROKER_USE_SSL = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
 if CELERY_RESULT_BACKEND.startswith("rediss://"):
     CELERY_REDIS_BACKEND_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 CELERY_TASK_DEFAULT_QUEUE = "trial-expiry"  # a Redis shared with another project must not mix their tasks
@@ -276,11 +286,16 @@ _visibility_timeout = 600  # seconds
 CELERY_VISIBILITY_TIMEOUT = _visibility_timeout
 CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS = {"visibility_timeout": _visibility_timeout}
 CELERY_BROKER_TRANSPORT_OPTIONS = {
+    # Of Redis; RabbitMQ's client ignores them.
     "visibility_timeout": _visibility_timeout,
     # Without a timeout, beat waits forever on a Redis connection that was lost silently (django-celery-beat issue 824).
     "socket_timeout": 15,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
+    # Of RabbitMQ; that of Redis ignores them. A message counts as sent when the broker has confirmed it.
+    "confirm_publish": True,
+    "read_timeout": 15,
+    "write_timeout": 15,
 }
 CELERY_REDIS_SOCKET_TIMEOUT = 15.0
 CELERY_REDIS_SOCKET_CONNECT_TIMEOUT = 5.0

