@@ -2,10 +2,10 @@
 PYTHON ?= python3
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins"
 
-.PHONY: help demo compare test test-sqlite test-faults test-docker lint format types check models pins
+.PHONY: help demo compare test test-sqlite test-faults test-platforms test-docker lint format types check models pins
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv ## watch trials expire by both paths, on real data
 	DJANGO_SETTINGS_MODULE=sandbox.settings .venv/bin/python manage.py demo $(ARGS)
@@ -21,6 +21,9 @@ test-sqlite: .venv ## what SQLite can do of them
 
 test-faults: .venv ## worker, beat, broker, database and mail server killed, frozen and restarted: minutes
 	.venv/bin/python -m pytest -m faults $(ARGS)
+
+test-platforms: .venv ## the fast tests on other Pythons, Djangos, redis-pys and PostgreSQLs, as far as they are installed: an hour; ARGS="'PostgreSQL 15'" some
+	.venv/bin/python -m tests.platforms $(ARGS)
 
 test-docker: .venv ## the image and docker-compose.yml; needs a Docker engine
 	.venv/bin/python -m pytest -m docker tests/docker $(ARGS)

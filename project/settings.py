@@ -286,16 +286,14 @@ _visibility_timeout = 600  # seconds
 CELERY_VISIBILITY_TIMEOUT = _visibility_timeout
 CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS = {"visibility_timeout": _visibility_timeout}
 CELERY_BROKER_TRANSPORT_OPTIONS = {
-    # Of Redis; RabbitMQ's client ignores them.
+    # Of Redis; the client of RabbitMQ ignores these.
     "visibility_timeout": _visibility_timeout,
     # Without a timeout, beat waits forever on a Redis connection that was lost silently (django-celery-beat issue 824).
     "socket_timeout": 15,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
-    # Of RabbitMQ; that of Redis ignores them. A message counts as sent when the broker has confirmed it.
+    # Of RabbitMQ; the client of Redis ignores it. A message counts as sent when the broker has confirmed it.
     "confirm_publish": True,
-    "read_timeout": 15,
-    "write_timeout": 15,
 }
 CELERY_REDIS_SOCKET_TIMEOUT = 15.0
 CELERY_REDIS_SOCKET_CONNECT_TIMEOUT = 5.0

@@ -677,7 +677,7 @@ def broken_header(settings: Settings) -> None:
 
 @pytest.mark.parametrize(
     ("broken", "error"),
-    [("broken_template", "TemplateSyntaxError: Invalid block tag"), ("broken_header", "BadHeaderError: Header values")],
+    [("broken_template", "Invalid block tag"), ("broken_header", "Header values may not contain")],
 )
 def test_a_mail_that_cannot_be_composed_fails_alone_and_is_given_up(
     now: datetime, mailbox: Mailbox, request: pytest.FixtureRequest, broken: str, error: str
@@ -690,7 +690,7 @@ def test_a_mail_that_cannot_be_composed_fails_alone_and_is_given_up(
     notice = Notice.objects.get(kind=Notice.Kind.ENDING_SOON)
     assert (notice.status, notice.attempts, notice.claimed) == (Notice.Status.PENDING, 1, None)
     assert notice.next_attempt - now >= RETRY_AFTER
-    assert notice.last_error.startswith(error)
+    assert error in notice.last_error
 
     outcomes = [deliver_notices(now=now + hours * HOUR) for hours in (1, 3, 8, 25)]
     assert outcomes == [Delivery(refused=1, finished=True)] * 3 + [Delivery(given_up=1, finished=True)]

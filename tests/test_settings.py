@@ -97,6 +97,7 @@ LIKE_POSTGRES = "{name} is not like postgres://user:password@host:5432/name or s
 LIKE_SMTP = "{name} is not like smtp+tls://user:password@host:587. " + ENCODE
 LIKE_REDIS = "{name} is not like redis://:password@host:6379/0. " + ENCODE
 SQLITE_OPTION = "{name} has an option other than timeout, a whole number of seconds."
+SENTINEL = "{name} is for Redis Sentinel, which is not supported. Give one address: redis://:password@host:6379/0."
 TRANSPORT = "{name} has a scheme that Celery lacks here. It must be like redis://:password@host:6379/0."
 
 REFUSED: list[tuple[str, ...]] = [
@@ -172,6 +173,8 @@ REFUSED: list[tuple[str, ...]] = [
     (LIKE_REDIS, "CELERY_BROKER_URL", "localhost:6379", "redis://:S3;CRET@h/0"),
     *((LIKE_REDIS, "CELERY_BROKER_URL", f"redis://:S3{character}CRET@h/0") for character in "/?#@[]%"),
     (TRANSPORT, "CELERY_BROKER_URL", "kafkaesque://:S3CRET@h/0", "mongodb://:S3CRET@h/0"),
+    (SENTINEL, "CELERY_BROKER_URL", "sentinel://:S3CRET@h:26379/0"),
+    (SENTINEL, "CELERY_RESULT_BACKEND", "sentinel://h:26379;sentinel://i:26379"),
     (TRANSPORT, "CELERY_RESULT_BACKEND", "amqp://u:S3CRET@h//", "django-db://"),
     (
         "{name} has a path that is no number of a database. It must be like redis://:password@host:6379/0.",
@@ -280,6 +283,13 @@ def test_production_refuses_to_start_with_an_insecure_setting(line: str, name: s
         ({"REDIS_URL": "rediss://h"}, "CELERY_BROKER_USE_SSL", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
         ({"REDIS_URL": "rediss://h"}, "CELERY_REDIS_BACKEND_USE_SSL", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
         ({"CELERY_BROKER_URL": "amqp://h//", "CELERY_RESULT_BACKEND": "rpc://"}, "CELERY_BROKER_URL", "amqp://h//"),
+        ({"CELERY_BROKER_URL": "amqp://h//"}, "CELERY_RESULT_BACKEND", "disabled://"),
+        ({"CELERY_BROKER_URL": "amqp://h//", "REDIS_URL": "redis://h/1"}, "CELERY_RESULT_BACKEND", "redis://h/1"),
+        (
+            {"CELERY_BROKER_URL": "amqps://h//"},
+            "CELERY_BROKER_USE_SSL",
+            {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None},
+        ),
     ],
 )
 def test_what_is_understood_is_read(variables: dict[str, str], setting: str, expected: object) -> None:

@@ -67,14 +67,14 @@ def running(*command: str, log: Path, **env: str) -> Iterator[subprocess.Popen[b
 
 
 @pytest.mark.parametrize("version", [15, 16, 17])
-def test_slices_locks_jobs_and_undo_work_on_older_versions_of_postgresql(version: int, tmp_path: Path) -> None:
+def test_migrations_locks_and_slices_work_on_older_versions_of_postgresql(version: int, tmp_path: Path) -> None:
     if version not in servers.postgres_versions():
         pytest.skip(f"PostgreSQL {version} is not installed")
     pytest_on = (sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", f"--basetemp={tmp_path / 'inner'}")
 
     with servers.postgres(version) as url:
         tests = subprocess.run(
-            (*pytest_on, "tests/test_concurrency.py", "tests/test_jobs.py"),
+            (*pytest_on, "tests/test_concurrency.py"),
             cwd=settings.BASE_DIR,
             env={**os.environ, "TEST_DATABASE_URL": url},
             capture_output=True,
