@@ -66,7 +66,7 @@ def test_a_wrong_number_of_days_is_corrected_where_it_is_asked(account: Account,
     page.goto("/admin/accounts/account/")
     page.get_by_label("Select all objects on this page for an action").check()
     page.get_by_label("Action:").select_option("Extend trials…")
-    page.get_by_title("Run the selected action").click()
+    page.locator(".actions button[name=index]").click()
     page.get_by_label("Days").fill("99999")
     page.get_by_role("button", name="Yes, extend 1 account").click()
     expect(page.get_by_text("Ensure this value is less than or equal to 3650.")).to_be_visible()
