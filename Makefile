@@ -2,10 +2,10 @@
 PYTHON ?= python3
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins"
 
-.PHONY: help demo compare test test-sqlite test-faults test-docker lint format types check models pins
+.PHONY: help demo compare test test-sqlite test-faults test-vacuous test-interleavings test-docker lint format types check models pins
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv ## watch trials expire by both paths, on real data
 	DJANGO_SETTINGS_MODULE=sandbox.settings .venv/bin/python manage.py demo $(ARGS)
@@ -21,6 +21,12 @@ test-sqlite: .venv ## what SQLite can do of them
 
 test-faults: .venv ## worker, beat, broker, database and mail server killed, frozen and restarted: minutes
 	.venv/bin/python -m pytest -m faults $(ARGS)
+
+test-vacuous: .venv ## the tests of tests/faults without their faults: each must fail; minutes
+	TEST_WITHOUT_FAULTS=1 .venv/bin/python -m pytest -n 4 -m faults -rxs tests/faults $(ARGS)
+
+test-interleavings: .venv ## every order of the statements of two verbs; minutes
+	.venv/bin/python -m pytest -n 2 -m interleavings tests/test_interleavings.py $(ARGS)
 
 test-docker: .venv ## the image and docker-compose.yml; needs a Docker engine
 	.venv/bin/python -m pytest -m docker tests/docker $(ARGS)

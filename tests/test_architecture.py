@@ -1,9 +1,14 @@
-"""The number of frames between an entry point and the UPDATE. ``make lint`` checks the direction of imports."""
+"""The number of frames between an entry point and the UPDATE, and the one place of the faults.
+
+``make lint`` checks the direction of imports.
+"""
 
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,3 +55,11 @@ def test_from_the_slice_task_to_the_update_are_at_most_five_frames() -> None:
         tasks.expire_slice.run(run_id=run.pk, after=None, upto=[account.trial_ends_at.isoformat(), account.pk])
 
     assert frames == ["expire_slice", "expire_slice", "on", "_attempt"]
+
+
+def test_the_tests_of_faults_inflict_them_through_one_module() -> None:
+    by_hand = re.compile(r"os\.kill|(?<!faults)\.(?:send_signal|terminate|suspend|config_set)\(")
+    tests = sorted((Path(__file__).parent / "faults").glob("test_*.py"))
+
+    assert tests
+    assert [test.name for test in tests if by_hand.search(test.read_text())] == []

@@ -1,7 +1,5 @@
 """The command and Celery: concurrently, and with the command as the fallback."""
 
-import os
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -15,6 +13,7 @@ from accounts.models import Account, ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
+from tests.faults import faults
 from tests.faults.conftest import Customers, Row, Tick, gate_before, run_that_succeeds
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
@@ -30,7 +29,7 @@ def test_command_and_celery_started_at_one_moment_expire_nothing_twice(
         for _ in range(ROUNDS):
             customers = Customers(due=EACH)
             with psycopg.connect(**connection.get_connection_params()) as starter:
-                starter.execute("LOCK TABLE accounts_expiryrun IN EXCLUSIVE MODE")
+                faults.inflict(starter.execute, "LOCK TABLE accounts_expiryrun IN EXCLUSIVE MODE")
                 # Slices of one account are slow enough for Celery to run concurrently.
                 command = cron.submit(manage_py, "expire_trials", "--batch-size=1")
                 task = send("accounts.expire_trials", kwargs={"batch_size": 20})
@@ -58,6 +57,7 @@ def hours_pass(hours: float) -> None:
     ExpiryRun.objects.update(as_of=F("as_of") - passed, heartbeat=F("heartbeat") - passed)
 
 
+@pytest.mark.no_fault("Celery is alive: the next test kills it")
 def test_the_fallback_does_nothing_beside_a_living_celery(
     customers: Customers, celery: Process, tick: Tick, manage_py: ManagePy
 ) -> None:
@@ -84,7 +84,7 @@ def test_the_fallback_does_the_work_of_a_celery_killed_in_the_middle_of_it(
         with gate_before(customers.due[2]) as gate:
             tick.send()
             gate.wait_until_held()
-            os.killpg(worker.pid, signal.SIGKILL)
+            faults.kill(worker)
             gate.turn_away()
 
     fallback = manage_py("expire_trials", "--if-stale=2")

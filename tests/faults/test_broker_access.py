@@ -9,13 +9,13 @@ from django.conf import settings
 
 from sandbox import servers
 from tests.conftest import Process
+from tests.faults import faults
 from tests.faults.conftest import (
     ANOTHER,
     REDELIVER_AT_ONCE,
     Customers,
     Hold,
     Tick,
-    kill,
     run_that_succeeds,
     ticks_every_second,
 )
@@ -54,7 +54,7 @@ def test_worker_beat_and_probe_are_denied_nothing_on_a_locked_broker(
 ) -> None:
     ticks_every_second()
     with held_run() as held:
-        kill(held.worker)
+        faults.kill(held.worker)
         held.gate.open()
 
         with celery(*ANOTHER, *REDELIVER_AT_ONCE), celery("beat"):
@@ -68,6 +68,7 @@ def test_worker_beat_and_probe_are_denied_nothing_on_a_locked_broker(
     assert administrator.acl_log() == []
 
 
+@pytest.mark.no_fault("it is about permissions")
 def test_a_locked_broker_refuses_strangers_and_administration(administrator: redis.Redis, broker: str) -> None:
     port = administrator.connection_pool.connection_kwargs["port"]
     with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):

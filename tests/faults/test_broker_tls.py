@@ -10,6 +10,7 @@ import trustme
 from accounts.models import ExpiryRun
 from sandbox import servers
 from tests.conftest import Process
+from tests.faults import faults
 from tests.faults.conftest import Tick, run_that_succeeds, wait_for_line
 
 pytestmark = [pytest.mark.faults, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("customers")]
@@ -36,6 +37,13 @@ def tls_broker(broker: str, authority: Path, tmp_path: Path) -> Iterator[str]:
         yield f"rediss://localhost:{port}{urlsplit(broker).path}"
 
 
+@pytest.fixture
+def stranger(tls_broker: str, authority: Path) -> dict[str, str]:
+    """The environment of a process that does not know the authority."""
+    return {"CELERY_BROKER_URL": tls_broker, **faults.does_not_know(authority)}
+
+
+@pytest.mark.no_fault("the authority is known: in the next test it is not")
 @pytest.mark.parametrize("named", ["in the environment", "in the URL"])
 def test_a_worker_trusts_a_broker_whose_authority_it_knows(
     celery: Process, tick: Tick, tls_broker: str, authority: Path, named: str
@@ -52,11 +60,11 @@ def test_a_worker_trusts_a_broker_whose_authority_it_knows(
 
 @pytest.mark.parametrize("role", [WORKER, ("beat", "--loglevel=INFO")], ids=lambda role: role[0])
 def test_a_broker_with_an_unknown_authority_is_refused_with_a_sentence(
-    celery: Process, tick: Tick, tls_broker: str, tmp_path: Path, role: tuple[str, ...]
+    celery: Process, tick: Tick, stranger: dict[str, str], tmp_path: Path, role: tuple[str, ...]
 ) -> None:
     task_id = tick.send()
 
-    with celery(*role, CELERY_BROKER_URL=tls_broker):
+    with celery(*role, **stranger):
         wait_for_line(tmp_path / f"{role[0]}.log", "certificate verify failed: unable to get local issuer certificate")
 
     assert not ExpiryRun.objects.filter(task_id=task_id)

@@ -5,16 +5,18 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.db import connection
+from django.db import OperationalError, connection
 from environ import Env
 
 from accounts.models import ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process
+from tests.faults import faults
 from tests.faults.conftest import (
     Customers,
     Hold,
@@ -44,7 +46,10 @@ class Postgres:
         """Stop it without a clean shutdown; at its next start it recovers from a crash."""
         connection.close()
         arguments = ("-w", "-D", str(self.server.pgdata), "-m", "immediate", "stop")
-        pgexec("pg_ctl", arguments, bin_path=self.server.bin_path, user=self.server.system_user)
+        pg_ctl = partial(pgexec, "pg_ctl", bin_path=self.server.bin_path, user=self.server.system_user)
+        faults.inflict(pg_ctl, arguments)
+        with pytest.raises(OperationalError):
+            connection.ensure_connection()
 
     def start(self) -> None:
         self.server.ensure_postgres_running()

@@ -1,14 +1,12 @@
 """A Redis that is full and refuses commands instead of evicting keys: ``maxmemory-policy noeviction``."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import redis
 
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process
+from tests.faults import faults
 from tests.faults.conftest import Customers, Hold, Tick, ticks_every_second, wait_for_line
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
@@ -16,22 +14,11 @@ pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(tr
 REFUSAL = "command not allowed when used memory > 'maxmemory'"
 
 
-@contextmanager
-def full(broker: str) -> Iterator[None]:
-    server = redis.Redis.from_url(broker)
-    server.config_set("maxmemory-policy", "noeviction")
-    server.config_set("maxmemory", 1)
-    try:
-        yield
-    finally:
-        server.config_set("maxmemory", 0)
-
-
 def test_a_full_broker_is_told_in_a_line_and_costs_no_more_than_ticks(
     customers: Customers, celery: Process, tick: Tick, broker: str, tmp_path: Path
 ) -> None:
     ticks_every_second()
-    with full(broker):
+    with faults.full(broker):
         with celery("worker", "--concurrency=1") as worker:
             assert worker.wait(30) == 1
         with celery("beat"):
@@ -49,7 +36,7 @@ def test_a_full_broker_is_told_in_a_line_and_costs_no_more_than_ticks(
 def test_a_worker_whose_broker_fills_up_ends_with_a_line(
     customers: Customers, celery: Process, held_run: Hold, tick: Tick, broker: str
 ) -> None:
-    with held_run() as held, full(broker):
+    with held_run() as held, faults.full(broker):
         held.gate.open()
         assert held.worker.wait(30) == 1
     # The process in the slice could not store its result either, which Celery logs with a traceback.
@@ -79,7 +66,7 @@ def test_the_admin_says_that_a_full_broker_takes_no_task(
     transactional_db: None, manage_py: ManagePy, broker: str
 ) -> None:
     ticks_every_second()
-    with full(broker):
+    with faults.full(broker):
         shown = manage_py("shell", "--command", RUN_SELECTED_TASKS, CELERY_BROKER_URL=broker)
 
     assert shown.stdout.splitlines()[-1].startswith("302 The broker did not take the task:"), shown.stderr

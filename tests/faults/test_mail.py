@@ -1,6 +1,5 @@
 """Mails to a server that is slow, disconnects, refuses, crashes and restarts, from processes that are killed."""
 
-import os
 import signal
 import subprocess
 from collections import Counter
@@ -21,6 +20,7 @@ from sandbox.mail_server import Mailbox, mail_server
 from sandbox.servers import free_port, wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
+from tests.faults import faults
 from tests.faults.conftest import Gate, gate_before
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
@@ -135,8 +135,7 @@ def send_the_rest(manage_py: ManagePy, send: Send | None = None) -> None:
 def kill(process: subprocess.Popen[bytes]) -> int:
     """Kill a process and its children; returns how many of them may have been sending a mail."""
     children = len(psutil.Process(process.pid).children())
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    faults.kill(process)
     return max(1, children)
 
 
@@ -180,6 +179,7 @@ def test_a_mail_server_that_dies_and_comes_back_has_nothing_repeated(
             with server.alive():
                 crons = [running.enter_context(command()) for _ in range(2)]
                 server.wait_for_mails(30)
+                faults.in_mid_work(*crons)
             assert [cron.wait(60) for cron in crons] == [1, 1]  # it died during the delivery
         hours_pass()
     with server.alive():
@@ -204,8 +204,7 @@ def test_a_process_killed_before_its_answer_is_recorded_repeats_one_mail(
         with gate_before(second, hold=recorded) as gate, celery("worker", "--concurrency=1") as worker:
             send("accounts.send_trial_notices")
             gate.wait_until_held()
-            (child,) = psutil.Process(worker.pid).children()
-            child.kill()
+            faults.kill_child(worker)
             gate.turn_away()
             gate.open()
             in_hand = Notice.objects.filter(pk__in=[first.pk, second.pk], attempts=1)
@@ -252,7 +251,7 @@ def test_a_worker_told_to_stop_finishes_the_mails_in_hand(
         send("accounts.send_trial_notices")
         slow_server.wait_for_mails(3)
         before = slow_server.taken()
-        worker.terminate()
+        faults.send_signal(worker, signal.SIGTERM)
         worker.wait(15)
     assert_that_the_mail_in_hand_was_the_last(slow_server, before, processes)
 
@@ -275,7 +274,7 @@ def test_a_command_told_to_stop_finishes_the_mail_in_hand(
     with command() as cron:
         slow_server.wait_for_mails(2)
         before = slow_server.taken()
-        cron.send_signal(how)
+        faults.send_signal(cron, how)
         assert cron.wait(15) == 130
     assert_that_the_mail_in_hand_was_the_last(slow_server, before, 1)
     assert "CommandError: Stopped by a signal." in (tmp_path / "command.log").read_text()

@@ -15,8 +15,8 @@ from accounts.models import Account, ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import Process
 from tests.factories import make_accounts
+from tests.faults import faults
 from tests.faults.conftest import Customers, Gate, Hold, Tick, gate_before, ticks_every_second, wait_for_line
-from tests.locks import trigger_on_update
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
@@ -40,8 +40,9 @@ def total_expired() -> int:
 
 def test_two_beats_expire_nothing_twice(customers: Customers, celery: Process, tick: Tick, tmp_path: Path) -> None:
     ticks_every_second()
+    beat = ("beat", "--loglevel=info", "--pidfile=")
     with gate_before(customers.due[0]) as gate, celery("worker", "--concurrency=3", "--loglevel=info"):
-        with celery("beat", "--loglevel=info", "--pidfile="), celery("beat", "--loglevel=info", "--pidfile="):
+        with celery(*beat), faults.beside(celery(*beat)):
             log = tmp_path / "beat.log"
             wait_for("both beats", lambda: log.exists() and log.read_text().count("beat: Starting...") == 2)
             gate.wait_until_held()
@@ -56,15 +57,15 @@ def test_a_tick_and_slices_delivered_twice_expire_nothing_twice(
 ) -> None:
     def double_what_is_queued() -> int:
         queued = messages.lrange(QUEUE, 0, -1)
-        messages.lpush(QUEUE, *queued)
-        return len(queued)
+        faults.inflict(messages.lpush, QUEUE, *queued)
+        return messages.llen(QUEUE)
 
     task_id = tick.send()
-    assert double_what_is_queued() == 1
+    assert double_what_is_queued() == 2
     with gate_before(customers.due[0]) as gate, celery("worker", "--concurrency=1"):
         gate.wait_until_held()
         # The second tick found the run of the first at work. Two of its three slices are queued.
-        assert double_what_is_queued() == 2
+        assert double_what_is_queued() == 4
         gate.open()
 
         wait_for("the run to succeed", at_least(1, task_id=task_id, status=ExpiryRun.Status.SUCCEEDED))
@@ -79,7 +80,7 @@ def test_a_message_that_outlives_its_tick_is_dropped(
     with celery("beat"):
         wait_for("beat to send the tick", lambda: messages.llen(QUEUE))
     sent = timezone.now()
-    wait_for("the message to expire", lambda: timezone.now() > sent + timedelta(seconds=1))
+    faults.inflict(wait_for, "the message to expire", lambda: timezone.now() > sent + timedelta(seconds=1))
 
     with celery("worker", "--concurrency=1", "--loglevel=info"):
         wait_for_line(tmp_path / "worker.log", "Discarding revoked task: accounts.expire_trials")
@@ -90,8 +91,9 @@ def test_a_message_that_outlives_its_tick_is_dropped(
 def test_ten_ticks_that_wait_for_a_worker_expire_nothing_twice(
     customers: Customers, celery: Process, tick: Tick, messages: redis.Redis
 ) -> None:
-    for _ in range(10):
-        tick.send()
+    tick.send()
+    for _ in range(9):
+        faults.inflict(tick.send)
 
     with celery("worker", "--concurrency=2"):
         wait_for("no message to be left", lambda: not messages.exists(QUEUE, "unacked"))
@@ -104,7 +106,7 @@ def test_a_slice_that_fails_for_good_fails_its_run_and_the_others_are_done(
     customers: Customers, celery: Process, tick: Tick
 ) -> None:
     with celery("worker", "--concurrency=1"):
-        with trigger_on_update(customers.due[2], "RAISE EXCEPTION 'not this one';"):
+        with faults.cannot_expire(customers.due[2]):
             tick.send()
             failed = ExpiryRun.objects.filter(status=ExpiryRun.Status.FAILED, expired_count=4)
             run = wait_for("the run to fail, and the other slices", failed.first)
@@ -117,7 +119,8 @@ def test_a_run_whose_results_were_lost_is_not_left_running(
     customers: Customers, held_run: Hold, tick: Tick, messages: redis.Redis
 ) -> None:
     with held_run() as held:
-        assert messages.delete(*messages.scan_iter("celery-task*"))
+        faults.inflict(messages.delete, *messages.scan_iter("celery-task*"))
+        assert not list(messages.scan_iter("celery-task*"))
         held.gate.open()
         run = wait_for("every slice", ExpiryRun.objects.filter(task_id=held.task_id, expired_count=6).first)
 
@@ -133,7 +136,7 @@ def test_slices_come_in_waves_and_one_that_fails_keeps_no_later_wave_from_its_tu
 ) -> None:
     make_accounts(2 * tasks.WAVE + 3, ended=timedelta(days=10), now=timezone.now())  # 102 slices of two
     first, _, poison, *_ = Account.objects.order_by("pk")
-    bad = f"IF NEW.id = {poison.pk} THEN RAISE EXCEPTION 'not this one'; END IF;"
+    bad = faults.in_trigger(f"IF NEW.id = {poison.pk} THEN RAISE EXCEPTION 'not this one'; END IF;")
 
     with gate_before(first, poison, hold=Gate.HOLD + bad) as gate, celery("worker", "--concurrency=1"):
         task_id = tick.send()

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from tests.conftest import Process
+from tests.faults import faults
 from tests.faults.conftest import Customers, Tick
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
@@ -124,7 +125,7 @@ def test_malformed_messages_are_rejected_in_a_line_each_at_every_start(
     log = tmp_path / "worker.log"
 
     for start in (1, 2):
-        messages.lpush(QUEUE, *POISON.values())
+        faults.inflict(messages.lpush, QUEUE, *POISON.values())
         with celery("worker", "--concurrency=1") as worker:
             customers.assert_settled_by(tick)
             assert worker.poll() is None

@@ -19,6 +19,7 @@ from sandbox.mail_server import Mailbox
 from sandbox.servers import postgres_program
 from tests.conftest import ManagePy
 from tests.factories import make_accounts
+from tests.faults import faults
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
@@ -58,8 +59,8 @@ def test_what_happened_after_the_dump_is_repeated_but_no_mail_is(
     assert sorted(mailbox.recipients) == sorted(told)
     lost = ExpiryRun.objects.latest()
 
-    run(
-        *(postgres_program("pg_restore"), "--exit-on-error", "--single-transaction", "--no-owner"),
+    faults.inflict(
+        *(run, postgres_program("pg_restore"), "--exit-on-error", "--single-transaction", "--no-owner"),
         *(f"--dbname={restored_url}", str(dump)),
     )
     restored_at = timezone.now()

@@ -18,6 +18,7 @@ from accounts import notices, services
 from accounts.models import Account, ExpiryRun, Notice
 from sandbox.mail_server import Mailbox
 from tests.factories import make_accounts
+from tests.faults import faults
 from tests.faults.conftest import Customers, gate_before
 from tests.locks import wait_until_blocked
 
@@ -54,7 +55,7 @@ def started(environment: Mapping[str, str], *arguments: str, **extra: str) -> It
 
 
 def assert_stopped(process: subprocess.Popen[str], lasting: str) -> None:
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=faults.SHOWS_WITHIN)
     assert errors == f"CommandError: Stopped by a signal. {lasting}\n"
     assert process.returncode == 130
 
@@ -67,7 +68,7 @@ def test_a_run_told_to_stop_finishes_the_slice_in_hand(
         started(environment, "expire_trials", "--batch-size=2") as process,
     ):
         gate.wait_until_held()  # the first of three slices is done, the second is in progress
-        process.send_signal(how)
+        faults.send_signal(process, how)
         gate.open()
         assert_stopped(process, "What it expired stays expired; the next run takes the rest.")
 
@@ -84,7 +85,7 @@ def test_an_undo_told_to_stop_finishes_the_slice_in_hand(
         started(environment, "undo_expiry", str(run.pk), "--batch-size=2", "--extend-days=7") as process,
     ):
         gate.wait_until_held()
-        process.send_signal(how)
+        faults.send_signal(process, how)
         gate.open()
         assert_stopped(process, "What it put back stays on trial; run it again for the rest.")
 
@@ -100,7 +101,7 @@ def test_a_run_with_two_jobs_told_to_stop_finishes_the_slices_in_hand(
         started(environment, "expire_trials", "--batch-size=1", "--jobs=2") as process,
     ):
         gate.wait_until_held(2)
-        process.send_signal(how)
+        faults.send_signal(process, how)
         gate.open()
         assert_stopped(process, "What it expired stays expired; the next run takes the rest.")
 
@@ -119,9 +120,9 @@ def test_an_undo_with_two_jobs_told_to_stop_finishes_the_slices_in_hand(
         started(environment, "undo_expiry", str(run.pk), "--batch-size=1", "--jobs=2") as process,
     ):
         gate.wait_until_held(2)
-        process.send_signal(how)
+        faults.send_signal(process, how)
         gate.open()
-        warning, stopped = process.communicate(timeout=30)[1].splitlines()
+        warning, stopped = process.communicate(timeout=faults.SHOWS_WITHIN)[1].splitlines()
 
     assert "The rule will expire 60 of them again" in warning
     assert stopped == "CommandError: Stopped by a signal. What it put back stays on trial; run it again for the rest."
@@ -143,7 +144,7 @@ def test_a_delivery_told_to_stop_sends_the_mails_in_hand(
         ) as process,
     ):
         gate.wait_until_held(jobs)  # while they claim their notice
-        process.send_signal(how)
+        faults.send_signal(process, how)
         gate.open()
         assert_stopped(process, "What was sent is on record; the next run sends the rest.")
 
@@ -167,7 +168,7 @@ def test_a_command_that_waits_for_the_database_stops_at_once(
         owner.execute("LOCK TABLE accounts_account, accounts_expiryrun")
         with started(environment, *command.split(), TRIAL_NOTICES="1") as process:
             wait_until_blocked("")  # whatever it asks
-            process.send_signal(how)
+            faults.send_signal(process, how)
             assert_stopped(process, lasting)
 
 
@@ -179,10 +180,9 @@ def test_a_second_signal_stops_a_run_at_once(
         started(environment, "expire_trials", "--batch-size=2") as process,
     ):
         gate.wait_until_held()
-        process.send_signal(how)
-        process.send_signal(
-            signal.SIGTERM if how == signal.SIGINT else signal.SIGINT
-        )  # two pending signals of one kind are delivered as one
+        faults.send_signal(process, how)
+        # two pending signals of one kind are delivered as one
+        faults.send_signal(process, signal.SIGTERM if how == signal.SIGINT else signal.SIGINT)
         assert_stopped(process, "What it expired stays expired; the next run takes the rest.")
 
     run = ExpiryRun.objects.get()
@@ -208,8 +208,8 @@ def test_a_second_signal_stops_threads_at_once(
         started(environment, *command.split(), "--jobs=2", TRIAL_NOTICES="1") as process,
     ):
         gate.wait_until_held(2)
-        process.send_signal(how)
-        process.send_signal(signal.SIGTERM if how == signal.SIGINT else signal.SIGINT)
+        faults.send_signal(process, how)
+        faults.send_signal(process, signal.SIGTERM if how == signal.SIGINT else signal.SIGINT)
         assert_stopped(process, lasting)  # while both threads wait in the database
 
     assert {run.status for run in ExpiryRun.objects.all()} <= {ExpiryRun.Status.INTERRUPTED}

@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from accounts import services
 from accounts.models import Account, ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process
+from tests.faults import faults
 from tests.faults.conftest import Customers, Tick, gate_before
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
@@ -33,7 +33,7 @@ def test_an_undo_killed_in_the_middle_is_finished_by_the_next_one(
             env={**os.environ, **environment},
         ) as undo:
             gate.wait_until_held()
-            undo.send_signal(signal.SIGKILL)
+            faults.kill(undo)
         gate.turn_away()
 
     run.refresh_from_db()
@@ -47,6 +47,7 @@ def test_an_undo_killed_in_the_middle_is_finished_by_the_next_one(
     assert list(Account.objects.order_by("pk").values()) == before
 
 
+@pytest.mark.no_fault("it is about a verb of the product, whose output it asserts")
 def test_undoing_a_run_whose_slices_are_in_the_queue_stops_them(
     customers: Customers, celery: Process, tick: Tick, manage_py: ManagePy, tmp_path: Path
 ) -> None:

@@ -1,9 +1,7 @@
 """Workers that are killed or stopped during a run."""
 
 import signal
-import subprocess
 
-import psutil
 import pytest
 import redis
 
@@ -11,13 +9,13 @@ from accounts.base_tasks import RunTask
 from accounts.models import ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import Process
+from tests.faults import faults
 from tests.faults.conftest import (
     ANOTHER,
     REDELIVER_AT_ONCE,
     Customers,
     Hold,
     Tick,
-    kill,
     run_that_succeeds,
     wait_for_line,
 )
@@ -25,17 +23,11 @@ from tests.faults.conftest import (
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
 
-def kill_the_process_inside_the_slice(worker: subprocess.Popen[bytes]) -> None:
-    (child,) = psutil.Process(worker.pid).children()
-    child.kill()
-    child.wait(10)
-
-
 def test_a_slice_whose_process_is_killed_is_retried_and_its_run_succeeds(
     customers: Customers, held_run: Hold, tick: Tick
 ) -> None:
     with held_run() as held:
-        kill_the_process_inside_the_slice(held.worker)
+        faults.kill_child(held.worker)
         held.gate.open()
 
         run = run_that_succeeds(held.task_id)
@@ -50,7 +42,7 @@ def test_a_slice_that_kills_its_process_every_time_fails_the_run(
     with held_run() as held:
         for _ in range(1 + RunTask.max_retries):
             held.gate.wait_until_held()
-            kill_the_process_inside_the_slice(held.worker)
+            faults.kill_child(held.worker)
             held.gate.turn_away()
 
         run = wait_for("the run to fail", ExpiryRun.objects.filter(status=ExpiryRun.Status.FAILED).first)
@@ -66,7 +58,7 @@ def test_the_next_tick_takes_over_from_a_worker_killed_with_slices_queued(
     customers: Customers, celery: Process, held_run: Hold, tick: Tick
 ) -> None:
     with held_run() as held:
-        kill(held.worker)
+        faults.kill(held.worker)
         held.gate.open()
 
         with celery(*ANOTHER):
@@ -79,7 +71,7 @@ def test_slices_of_a_killed_worker_are_redelivered_to_another(
     customers: Customers, celery: Process, held_run: Hold, tick: Tick
 ) -> None:
     with held_run() as held:
-        kill(held.worker)
+        faults.kill(held.worker)
         held.gate.open()
 
         with celery(*ANOTHER, *REDELIVER_AT_ONCE):
@@ -93,7 +85,7 @@ def test_a_worker_told_to_stop_finishes_its_slice_and_leaves_the_others(
     customers: Customers, celery: Process, held_run: Hold, tick: Tick
 ) -> None:
     with held_run() as held:
-        held.worker.terminate()
+        faults.send_signal(held.worker, signal.SIGTERM)
         wait_for_line(held.log, "Warm shutdown")
         held.gate.open()
         assert held.worker.wait(30) == 0
@@ -110,8 +102,8 @@ def test_a_worker_told_to_hurry_hands_its_unfinished_slice_to_another(
     customers: Customers, celery: Process, held_run: Hold, tick: Tick
 ) -> None:
     with held_run("--", "worker.soft_shutdown_timeout=1") as held:
-        held.worker.send_signal(signal.SIGQUIT)
-        held.worker.wait(30)
+        faults.send_signal(held.worker, signal.SIGQUIT)
+        held.worker.wait(faults.SHOWS_WITHIN)
         assert "Initiating Soft Shutdown, terminating in 1.0 seconds" in held.log.read_text()
         held.gate.open()
 
