@@ -56,6 +56,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="shows what only PostgreSQL can do"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how many schedules the tests of interleavings ran."""
+    properties = [dict(report.user_properties) for report in terminalreporter.getreports("passed")]
+    ran = [each for each in properties if "schedules" in each]
+    if ran:
+        schedules, exceptions = (sum(int(str(each[name])) for each in ran) for name in ("schedules", "exceptions"))
+        terminalreporter.write_line(f"{len(ran)} tests ran {schedules:,} schedules; exceptions: {exceptions}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def flush_only_what_was_used() -> Iterator[None]:
     """Truncate only tables that have rows, and keep content types and permissions, which every flush would write again.

@@ -1,4 +1,4 @@
-"""Runs concurrently with payments, locks, deadlocks and other runs, on real connections to a real PostgreSQL."""
+"""Runs concurrently with locks, deadlocks and other runs. tests/test_interleavings.py has pairs of the verbs."""
 
 import threading
 from datetime import datetime, timedelta
@@ -38,44 +38,6 @@ def test_several_runs_at_once_expire_every_account_exactly_once(now: datetime, m
     assert statuses == {ExpiryRun.Status.SUCCEEDED}
     assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 500
     assert ExpiryRun.objects.aggregate(total=Sum("expired_count"))["total"] == 500
-
-
-def test_a_payment_under_way_when_its_slice_comes_is_not_expired(
-    now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")
-    account = overdue(now)
-    other.execute("UPDATE accounts_account SET status = 'active' WHERE id = %s", [account.pk])
-
-    with meanwhile(lambda: expire(now)) as run:
-        wait_until_blocked('UPDATE "accounts_account"')
-        other.commit()
-
-    account.refresh_from_db()
-    assert (account.status, account.expiry_run) == (Account.ACTIVE, None)
-    assert (run[0].status, run[0].expired_count) == (ExpiryRun.Status.SUCCEEDED, 0)
-
-
-def test_a_payment_during_its_slice_waits_for_the_slice_and_wins(
-    now: datetime, other: Sql, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("accounts.slices.LOCK_TIMEOUT", "20s")
-    account = overdue(now)
-    # A lock on the run's row blocks the slice after it has updated the account and before it commits.
-    run = ExpiryRun.objects.create(path=ExpiryRun.Path.CELERY, as_of=now)
-    (keys,) = services.slices_of(run)
-    other.execute("SELECT FROM accounts_expiryrun FOR UPDATE")
-
-    with meanwhile(lambda: services.expire_slice(run=run, keys=keys)) as expired:
-        wait_until_blocked('UPDATE "accounts_expiryrun"')
-        with meanwhile(lambda: services.activate(account_id=account.pk)) as paid:
-            wait_until_blocked("INSERT INTO accounts_accountevent")
-            other.commit()
-
-    account.refresh_from_db()
-    assert (expired, paid) == ([1], [True])
-    assert (account.status, account.expiry_run) == (Account.ACTIVE, run)
-    assert_ledger_is_true()
 
 
 def test_whoever_sits_on_a_due_account_delays_only_that_account(now: datetime, other: Sql) -> None:
