@@ -1,0 +1,232 @@
+"""The proof of the checker: each bug is planted in a copy of the project, and a short storm must find it.
+
+A bug is a text of one file and what replaces it. A text that does not occur exactly once stops the proof: then the
+code has changed, and the bug must be planted anew.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.storm.storm import console
+
+ROOT = Path(__file__).parents[2]
+EVIDENCE = ROOT / "docs/evidence.md"
+BEGIN, END = "<!-- written by make storm-proof -->\n", "<!-- until here -->\n"
+MINUTES = 0.25
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A bug, and the words of the storm's ``RATES`` that it needs more of."""
+
+    name: str
+    file: str = ""
+    old: str = ""
+    new: str = ""
+    more: str = ""
+    minutes: float = MINUTES
+
+
+TAKES = "TAKES_ACCOUNTS = [ExpiryRun.Status.RUNNING, "
+MAILS = "notices,time_passes,mail_away"
+
+BUGS = [
+    Bug("none: the code as it is"),
+    Bug(
+        "The rule is not asked again in the UPDATE",
+        "accounts/slices.py",
+        "rows = self.rows.filter(pk__gte=",
+        "rows = self.rows.model._default_manager.filter(pk__gte=",
+    ),
+    Bug(
+        "A slice is counted after its commit",
+        "accounts/slices.py",
+        """            if not self.count(changed, timedelta(seconds=time.monotonic() - started)):
+                transaction.set_rollback(True)
+                return 0
+""",
+        "        self.count(changed, timedelta(seconds=time.monotonic() - started))\n",
+    ),
+    Bug(
+        "A slice is counted in another transaction",
+        "accounts/slices.py",
+        "if not self.count(changed, timedelta(seconds=time.monotonic() - started)):",
+        "if not list(side_by_side(lambda _: iter([self.count(changed, timedelta())]), [1], jobs=2))[0]:",
+    ),
+    Bug("A locked row is waited for, not skipped", "accounts/slices.py", "skip_locked = True\n", "pass\n"),
+    Bug(
+        "A slice leaves out the last account of its range",
+        "accounts/slices.py",
+        "pk__lte=keys.last",
+        "pk__lt=keys.last",
+    ),
+    Bug(
+        "The grace is forgotten",
+        "accounts/models.py",
+        "return now - timedelta(days=settings.TRIAL_GRACE_DAYS)",
+        "return now",
+    ),
+    Bug(
+        "An undone run goes on",
+        "accounts/ledger.py",
+        TAKES,
+        TAKES + "ExpiryRun.Status.UNDONE, ",
+        more="undo,repeat_messages",
+        minutes=0.5,
+    ),
+    Bug(
+        "A late slice of a run that succeeded expires accounts",
+        "accounts/ledger.py",
+        TAKES,
+        TAKES + "ExpiryRun.Status.SUCCEEDED, ",
+        more="undo,repeat_messages",
+        minutes=0.5,
+    ),
+    Bug(
+        "What an undo puts back is not counted",
+        "accounts/ledger.py",
+        'update(undone_count=F("undone_count") + undone)',
+        'update(undone_count=F("undone_count"))',
+        more="undo",
+    ),
+    Bug(
+        "A run is finished before its last slice",
+        "accounts/tasks.py",
+        """        chord(
+            [expire_slice.si(run_id=run.pk, first=keys.first, last=keys.last) for keys in slices],
+            finish_run.si(run_id=run.pk),
+        ).delay()
+""",
+        """        group([expire_slice.si(run_id=run.pk, first=keys.first, last=keys.last) for keys in slices]).delay()
+        finish_run.si(run_id=run.pk).apply_async(countdown=0.1)
+""",
+    ),
+    Bug(
+        "Jobs share a connection",
+        "accounts/threads.py",
+        "        try:\n            for result in work(items):",
+        """        try:
+            connections["default"] = SHARED
+            for result in work(items):""",
+    ),
+    Bug(
+        "A payment for an account that is gone is confirmed",
+        "accounts/services.py",
+        "            return False\n        account.update(**values)",
+        "            return True\n        account.update(**values)",
+    ),
+    Bug(
+        "A mail is claimed for no time",
+        "accounts/delivery.py",
+        "next_attempt=now + LEASE\n",
+        "next_attempt=now\n",
+        MAILS,
+    ),
+    Bug(
+        "A mail is not checked again before it is sent",
+        "accounts/delivery.py",
+        "return notice if notice and is_true(notice, now=now) else None",
+        "return notice",
+        MAILS,
+    ),
+    Bug(
+        "A mail has a random Message-ID",
+        "accounts/delivery.py",
+        'headers = {"Message-ID": message_id(notice), ',
+        'headers = {"Message-ID": make_msgid(), ',
+        MAILS,
+    ),
+    Bug(
+        "A mail is recorded as sent before it is sent",
+        "accounts/delivery.py",
+        "        message = None\n        try:\n",
+        "        message = None\n        _record(claim, status=Notice.Status.SENT, sent=Now())\n        try:\n",
+        MAILS,
+    ),
+]
+
+IMPORTS = {
+    "make_msgid": (
+        "accounts/delivery.py",
+        "from email.utils import parseaddr",
+        "from email.utils import make_msgid, parseaddr",
+    ),
+    "SHARED": (
+        "accounts/threads.py",
+        "    jobs == 1:\n        return work(iter(items))\n",
+        "    jobs == 1:\n        return work(iter(items))\n    global SHARED\n    SHARED = connections['default']\n"
+        "    SHARED.inc_thread_sharing()\n",
+    ),
+}
+
+
+def plant(bug: Bug, tree: Path) -> None:
+    """Plant a bug, with what it needs besides."""
+    more = [needed for word, needed in IMPORTS.items() if word in bug.new]
+    for name, old, new in [(bug.file, bug.old, bug.new), *more]:
+        file = tree / name
+        text = file.read_text()
+        if text.count(old) != 1:
+            raise SystemExit(f"{bug.name}: this text occurs {text.count(old)} times in {name}, not once:\n{old}")
+        file.write_text(text.replace(old, new))
+
+
+def storm(bug: Bug, seed: int, prepared: Path) -> tuple[Counter[str], str]:
+    """How often each check found something, and the whole output."""
+    with tempfile.TemporaryDirectory(prefix="storm-proof-") as place:
+        tree = Path(place) / "tree"
+        shutil.copytree(
+            ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "db.sqlite3*", ".*_cache")
+        )
+        if bug.file:
+            plant(bug, tree)
+        options = [f"--seed={seed}", f"--minutes={bug.minutes}", f"--more={bug.more}"]
+        options += [f"--directory={place}/storm", f"--prepared={prepared}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.storm", *options], cwd=tree, capture_output=True, text=True, check=False
+        )
+    found = Counter(re.findall(r"^FOUND ([^:]+):", done.stdout, re.MULTILINE))
+    if done.returncode != bool(found):
+        raise SystemExit(f"{bug.name}: the storm itself failed.\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return found, done.stdout
+
+
+def main() -> int:
+    """Plant every bug, or those whose names contain the arguments; write the table to docs/evidence.md."""
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    chosen = [bug for bug in BUGS if not words or any(word in bug.name for word in words)]
+    for bug in chosen:  # before the first storm
+        if bug.file:
+            with tempfile.TemporaryDirectory() as place:
+                for name in {bug.file, *(needed[0] for word, needed in IMPORTS.items() if word in bug.new)}:
+                    (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(ROOT / name, Path(place) / name)
+                plant(bug, Path(place))
+    rows = []
+    missed = 0
+    prepared = Path(tempfile.mkdtemp(prefix="storm-prepared-")) / "postgres"
+    for bug in chosen:
+        for seed in (1, 2, 3):  # a bug that needs luck gets three storms
+            began = time.monotonic()
+            found, output = storm(bug, seed, prepared)
+            if found or not bug.file:
+                break
+        missed += bool(found) != bool(bug.file)
+        checks = ", ".join(f"{check} ({times})" for check, times in found.most_common()) or "nothing"
+        rows.append(f"| {bug.name} | {checks} | {seed} | {bug.minutes * 60:.0f} |\n")
+        console.print(f"{rows[-1].strip()} {time.monotonic() - began:.0f} s")
+        if not bug.file and found:
+            console.print(output)
+    if not words:
+        head = "| Planted bug | Found by the check (times) | Seed | Seconds of storm |\n|---|---|---|---|\n"
+        before, _, rest = EVIDENCE.read_text().partition(BEGIN)
+        EVIDENCE.write_text(before + BEGIN + head + "".join(rows) + END + rest.partition(END)[2])
+    console.print(f"{len(chosen) - missed} of {len(chosen)} as expected")
+    return 1 if missed else 0
