@@ -2,7 +2,7 @@
 PYTHON ?= python3
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins"
 
-.PHONY: help demo compare test test-sqlite test-faults test-docker lint format types check models pins
+.PHONY: help demo compare test test-sqlite test-faults test-docker storm storm-proof lint format types check models pins
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ test-faults: .venv ## worker, beat, broker, database and mail server killed, fro
 
 test-docker: .venv ## the image and docker-compose.yml; needs a Docker engine
 	.venv/bin/python -m pytest -m docker tests/docker $(ARGS)
+
+storm: .venv ## every fault at once, SEED=7 MINUTES=2, and then a checker that imports nothing of what it checks
+	.venv/bin/python -m tests.storm --seed $(or $(SEED),7) --minutes $(or $(MINUTES),2) $(ARGS)
+
+storm-proof: .venv ## bugs planted in copies of the project, which the storm must find; writes docs/evidence.md; half an hour
+	.venv/bin/python -m tests.storm --proof $(ARGS)
 
 lint: .venv ## what ruff has to say, and the direction of imports
 	.venv/bin/ruff check .

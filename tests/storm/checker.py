@@ -73,6 +73,7 @@ class Checker:
         self.ledger = read("id, expired_count, undone_count", "accounts_expiryrun")
         self.events, self.journal, self.mails = map(lines, ("events.jsonl", "customers.jsonl", "mails.jsonl"))
         self.status = {run: status for run, _, _, status, *_ in self.runs}
+        self.said = list(self.parsed())
         self.history: dict[int, list[Change]] = defaultdict(list)
         for change in self.log:
             self.history[change.account].append(change)
@@ -144,7 +145,8 @@ class Checker:
             if line["what"] == "intent":
                 who, act = line["who"], [(line["account"], AFTER[line["verb"]])]
                 result = results.get(who, "nothing")
-                if did[who] not in {True: [act], False: [[]]}.get(result, [act, []]):
+                outcomes: dict[Any, list[Any]] = {True: [act], False: [[]]}
+                if did[who] not in outcomes.get(result, [act, []]):
                     yield "lost" if result is True else "doubled", f"{line['verb']} of {who}, told {result}: {did[who]}"
 
     def late(self) -> Iterator[Finding]:
@@ -168,7 +170,7 @@ class Checker:
 
     def mails_without_reason(self) -> Iterator[Finding]:
         """A mail is true between the answer before it, after which its sender asks again, and its own begin."""
-        for (account, kind, ends), _, line in self.parsed():
+        for (account, kind, ends), _, line in self.said:
             begin, end = line["since"] - VISIBLE, line["asked"]
             was = self.state(account, begin, end)
             now = [c.new for c in was if ends <= c.new_ends < ends + 60]
@@ -181,7 +183,7 @@ class Checker:
         kills = [event["at"] for event in self.events if event["what"] == "kill"]
         pauses = sorted((event["since"], event["at"]) for event in self.events if event.get("since"))
         copies: dict[Any, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
-        for what, name, line in self.parsed():
+        for what, name, line in self.said:
             copies[what].append((name, line))
         for (account, kind, _), each in copies.items():
             if len({name for name, _ in each}) > 1:
@@ -195,7 +197,7 @@ class Checker:
 
     def mails_missing(self) -> Iterator[Finding]:
         """Whoever is still expired at the end was told so."""
-        told = {what for what, *_ in self.parsed()}
+        told = {what for what, *_ in self.said}
         for account, (status, ends, run) in self.now.items():
             if run and status == "trial_expired" and (account, "ended", ends // 60 * 60) not in told:
                 yield "mail lost", f"account {account} was never told that its trial has ended"
@@ -212,5 +214,5 @@ class Checker:
             "put_back": sum(less for *_, less, _ in self.runs),
             **Counter(f"runs_{status}" for status in self.status.values()),
             "mails": len(self.mails),
-            "mails_that_came_again": len(self.mails) - len({what for what, *_ in self.parsed()}),
+            "mails_that_came_again": len(self.mails) - len({what for what, *_ in self.said}),
         }

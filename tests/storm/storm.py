@@ -43,6 +43,13 @@ RATES = {
 }  # fmt: skip
 """How often a minute."""
 
+MUST_HAPPEN = (
+    "in_mid_slice", "kill", "kill_customers", "freeze", "ended_backends", "restart_broker", "restart_database", "cuts",
+    "foreign_locks", "repeated_messages", "undo", "put_back", "pay_done", "extend_done", "cancel_done", "delete_done",
+    "runs_succeeded", "runs_interrupted", "runs_undone", "mails",
+)  # fmt: skip
+"""What a storm of a minute or more must have had."""
+
 QUEUE = "trial-expiry"
 HASTY = '{"visibility_timeout": 6, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}'
 TICKS = """
@@ -499,6 +506,7 @@ def main() -> int:
         (directory / "choices.txt").write_text(
             "".join(f"{at:8.2f} s  {what}  {number}\n" for at, what, number in choices)
         )
+        console.print(", ".join(f"{at:.1f} {what}" for at, what, _ in choices))
         console.print(f"{len(choices)} choices of seed {options.seed}; all that is written down is in {directory}")
         storm = Storm(directory, options.seed, stack, options.prepared)
         for stage in (storm.start, partial(storm.rage, choices), storm.calm):
@@ -508,7 +516,10 @@ def main() -> int:
         with storm.sql() as sql:
             checker = Checker(sql, directory)
         findings, figures = checker.findings(), checker.figures()
-    show({"seed": options.seed, "minutes": options.minutes, **dict(storm.count), **figures}, findings)
+    figures = {"seed": options.seed, "minutes": options.minutes, **storm.count, "cuts": storm.mail.cuts, **figures}
+    if options.minutes >= 1:
+        findings += [("vacuous", f"no {word} in this storm") for word in MUST_HAPPEN if not figures.get(word)]
+    show(figures, findings)
     return 1 if findings else 0
 
 
