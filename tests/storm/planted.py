@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 from tests.storm.storm import console
@@ -198,6 +199,21 @@ def storm(bug: Bug, seed: int, prepared: Path) -> tuple[Counter[str], str]:
     return found, done.stdout
 
 
+def search(bug: Bug, prepared: Path) -> tuple[str, bool]:
+    """A row of the table, and whether the bug was found; a bug that needs luck gets three storms."""
+    for seed in (1, 2, 3):
+        found, output = storm(bug, seed, prepared)
+        if found or not bug.file:
+            break
+    checks = ", ".join(f"{check} ({times})" for check, times in found.most_common()) or "nothing"
+    row = f"| {bug.name} | {checks} | {seed} | {bug.minutes * 60:.0f} |\n"
+    as_expected = bool(found) == bool(bug.file)
+    console.print(f"{row.strip()}")
+    if not as_expected:
+        console.print(output)
+    return row, as_expected
+
+
 def main() -> int:
     """Plant every bug, or those whose names contain the arguments; write the table to docs/evidence.md."""
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
@@ -209,24 +225,13 @@ def main() -> int:
                     (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(ROOT / name, Path(place) / name)
                 plant(bug, Path(place))
-    rows = []
-    missed = 0
-    prepared = Path(tempfile.mkdtemp(prefix="storm-prepared-")) / "postgres"
-    for bug in chosen:
-        for seed in (1, 2, 3):  # a bug that needs luck gets three storms
-            began = time.monotonic()
-            found, output = storm(bug, seed, prepared)
-            if found or not bug.file:
-                break
-        missed += bool(found) != bool(bug.file)
-        checks = ", ".join(f"{check} ({times})" for check, times in found.most_common()) or "nothing"
-        rows.append(f"| {bug.name} | {checks} | {seed} | {bug.minutes * 60:.0f} |\n")
-        console.print(f"{rows[-1].strip()} {time.monotonic() - began:.0f} s")
-        if not bug.file and found:
-            console.print(output)
+    with tempfile.TemporaryDirectory(prefix="storm-prepared-") as place, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(search, chosen[0], Path(place) / "postgres").result()  # it prepares the database
+        results = [first, *pool.map(search, chosen[1:], repeat(Path(place) / "postgres"))]
+    missed = sum(not as_expected for _, as_expected in results)
     if not words:
         head = "| Planted bug | Found by the check (times) | Seed | Seconds of storm |\n|---|---|---|---|\n"
         before, _, rest = EVIDENCE.read_text().partition(BEGIN)
-        EVIDENCE.write_text(before + BEGIN + head + "".join(rows) + END + rest.partition(END)[2])
+        EVIDENCE.write_text(before + BEGIN + head + "".join(row for row, _ in results) + END + rest.partition(END)[2])
     console.print(f"{len(chosen) - missed} of {len(chosen)} as expected")
     return 1 if missed else 0

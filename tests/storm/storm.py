@@ -79,7 +79,7 @@ console = Console(highlight=False, soft_wrap=True)
 def plan(seed: int, seconds: float, rates: Mapping[str, float]) -> list[tuple[float, str, int]]:
     """What the storm does: when, what, and the seed of its particulars."""
     random = Random(seed)
-    counts = {what: max(1, round(rate * seconds / 60)) for what, rate in rates.items() if rate}
+    counts = {what: round(rate * seconds / 60) for what, rate in rates.items()}
     return sorted(
         (round(random.uniform(0, seconds), 2), what, random.getrandbits(32))
         for what, count in counts.items()
@@ -141,7 +141,7 @@ class Storm:
             for status in ("exempt", "beta", "active", "past_due", "canceled"):
                 self.join(sql, 10, ends=-3 * DAY, status=status)
             self.join(sql, 20, ends=DAY / 2)  # to be reminded
-            self.join(sql, 100, ends=-DAY - 10)
+            self.join(sql, 60, ends=-DAY - 10)
         for number in (1, 2):
             self.start_worker(f"worker-{number}")
         self.start_beat()
@@ -466,11 +466,11 @@ class Storm:
         sql.execute(
             "UPDATE accounts_expiryrun SET heartbeat = heartbeat - interval '11 minutes' WHERE status = 'running'"
         )
-        self.join(sql, 60, ends=-DAY + 0.2)
+        self.join(sql, 50, ends=-DAY + 0.2)
         time.sleep(0.5)
         locked = None
         if other:
-            [(locked,)] = sql.execute("SELECT max(id) - 30 FROM accounts_account").fetchall()
+            [(locked,)] = sql.execute("SELECT max(id) - 25 FROM accounts_account").fetchall()
             other.execute("SELECT 1 FROM accounts_account WHERE id = %s FOR UPDATE", [locked])
         cutoff = time.time() - DAY
         tick()
