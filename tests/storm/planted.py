@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 
-from tests.storm.storm import console
+from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = ROOT / "docs/evidence.md"
 BEGIN, END = "<!-- written by make storm-proof -->\n", "<!-- until here -->\n"
 MINUTES = 0.25
+
+console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,17 @@ def plant(bug: Bug, tree: Path) -> None:
         file.write_text(text.replace(old, new))
 
 
+def require_that_it_fits(bug: Bug) -> None:
+    """Plant a bug in a copy of nothing but its files; raises SystemExit."""
+    files = {bug.file, *(needed[0] for word, needed in IMPORTS.items() if word in bug.new)} - {""}
+    with tempfile.TemporaryDirectory() as place:
+        for name in files:
+            (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, Path(place) / name)
+        if files:
+            plant(bug, Path(place))
+
+
 def storm(bug: Bug, seed: int, prepared: Path) -> tuple[Counter[str], str]:
     """How often each check found something, and the whole output."""
     with tempfile.TemporaryDirectory(prefix="storm-proof-") as place:
@@ -219,12 +232,7 @@ def main() -> int:
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     chosen = [bug for bug in BUGS if not words or any(word in bug.name for word in words)]
     for bug in chosen:  # before the first storm
-        if bug.file:
-            with tempfile.TemporaryDirectory() as place:
-                for name in {bug.file, *(needed[0] for word, needed in IMPORTS.items() if word in bug.new)}:
-                    (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(ROOT / name, Path(place) / name)
-                plant(bug, Path(place))
+        require_that_it_fits(bug)
     with tempfile.TemporaryDirectory(prefix="storm-prepared-") as place, ThreadPoolExecutor(2) as pool:
         first = pool.submit(search, chosen[0], Path(place) / "postgres").result()  # it prepares the database
         results = [first, *pool.map(search, chosen[1:], repeat(Path(place) / "postgres"))]

