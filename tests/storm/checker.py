@@ -70,7 +70,7 @@ class Checker:
         )
         accounts = read(f"id, status, {seconds('trial_ends_at')}, expiry_run_id", "accounts_account")
         self.now = {account: tuple(row) for account, *row in accounts}
-        self.ledger = read("id, expired_count, undone_count", "accounts_expiryrun")
+        self.ledger = read("id, expired_count, undone_count, floor", "accounts_expiryrun")
         self.events, self.journal, self.mails = map(lines, ("events.jsonl", "customers.jsonl", "mails.jsonl"))
         self.status = {run: status for run, _, _, status, *_ in self.runs}
         self.said = list(self.parsed())
@@ -129,10 +129,10 @@ class Checker:
                     yield "count", f"a transaction counted {said[key]} as {what} by run {key[0]}, and did {done[key]}"
         left = Counter(c.old_run for c in self.log if c.old_run and not c.new_run and not c.who.startswith("undo"))
         pointing = Counter(run for _, _, run in self.now.values())
-        for run, total, less in self.ledger:
+        for run, total, less, _ in self.ledger:
             if total != pointing[run] + less + left[run]:
                 yield "ledger", f"run {run}: {total} is not {pointing[run]} + {less} undone + {left[run]} left since"
-            if self.status[run] == "running":
+            if self.status.get(run) == "running":
                 yield "late", f"run {run} is still running"
 
     def untrue_to_customers(self) -> Iterator[Finding]:
@@ -213,6 +213,7 @@ class Checker:
             "expired": sum(change.new == "trial_expired" for change in self.log),
             "put_back": sum(less for *_, less, _ in self.runs),
             **Counter(f"runs_{status}" for status in self.status.values()),
+            "runs_from_the_low_water_mark": sum(floor is not None for *_, floor in self.ledger),
             "mails": len(self.mails),
             "mails_that_came_again": len(self.mails) - len({what for what, *_ in self.said}),
         }

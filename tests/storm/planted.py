@@ -38,6 +38,7 @@ class Bug:
 
 
 TAKES = "TAKES_ACCOUNTS = [ExpiryRun.Status.RUNNING, "
+UNDOS = "undo,repeat_messages"
 MAILS = "notices,time_passes,mail_away"
 
 BUGS = [
@@ -45,30 +46,31 @@ BUGS = [
     Bug(
         "The rule is not asked again in the UPDATE",
         "accounts/slices.py",
-        "rows = self.rows.filter(pk__gte=",
-        "rows = self.rows.model._default_manager.filter(pk__gte=",
+        "rows = self._within(keys.after, keys.upto)",
+        "rows = dataclasses.replace(self, rows=self.rows.model._default_manager.all())._within(keys.after, keys.upto)",
     ),
     Bug(
         "A slice is counted after its commit",
         "accounts/slices.py",
-        """            if not self.count(changed, timedelta(seconds=time.monotonic() - started)):
+        """            if not self.count(Counted(rows=changed, locked=took, skipped=skip_locked)):
                 transaction.set_rollback(True)
                 return 0
 """,
-        "        self.count(changed, timedelta(seconds=time.monotonic() - started))\n",
+        "        self.count(Counted(rows=changed, locked=took, skipped=skip_locked))\n",
     ),
     Bug(
         "A slice is counted in another transaction",
         "accounts/slices.py",
-        "if not self.count(changed, timedelta(seconds=time.monotonic() - started)):",
-        "if not list(side_by_side(lambda _: iter([self.count(changed, timedelta())]), [1], jobs=2))[0]:",
+        "if not self.count(Counted(rows=changed, locked=took, skipped=skip_locked)):",
+        "counted = Counted(rows=changed, locked=took, skipped=skip_locked)\n"
+        "            if not next(side_by_side(lambda _: iter([self.count(counted)]), [1], jobs=2)):",
     ),
     Bug("A locked row is waited for, not skipped", "accounts/slices.py", "skip_locked = True\n", "pass\n"),
     Bug(
         "A slice leaves out the last account of its range",
         "accounts/slices.py",
-        "pk__lte=keys.last",
-        "pk__lt=keys.last",
+        "rows.filter(LessThanOrEqual(Row(*self.order), self._row(upto)))",
+        "rows.filter(LessThanOrEqual(Row(*self.order), self._row(upto))).exclude(pk=upto[-1])",
     ),
     Bug(
         "The grace is forgotten",
@@ -76,40 +78,45 @@ BUGS = [
         "return now - timedelta(days=settings.TRIAL_GRACE_DAYS)",
         "return now",
     ),
-    Bug(
-        "An undone run goes on",
-        "accounts/ledger.py",
-        TAKES,
-        TAKES + "ExpiryRun.Status.UNDONE, ",
-        more="undo,repeat_messages",
-        minutes=0.5,
-    ),
+    Bug("An undone run goes on", "accounts/ledger.py", TAKES, TAKES + "ExpiryRun.Status.UNDONE, ", more=UNDOS),
     Bug(
         "A late slice of a run that succeeded expires accounts",
         "accounts/ledger.py",
         TAKES,
         TAKES + "ExpiryRun.Status.SUCCEEDED, ",
-        more="undo,repeat_messages",
-        minutes=0.5,
+        more=UNDOS,
     ),
     Bug(
         "What an undo puts back is not counted",
         "accounts/ledger.py",
-        'update(undone_count=F("undone_count") + undone)',
-        'update(undone_count=F("undone_count"))',
-        more="undo",
+        'undone_count = F("undone_count") + slice_.rows',
+        'undone_count = F("undone_count")',
+        more=UNDOS,
     ),
     Bug(
         "A run is finished before its last slice",
         "accounts/tasks.py",
-        """        chord(
-            [expire_slice.si(run_id=run.pk, first=keys.first, last=keys.last) for keys in slices],
-            finish_run.si(run_id=run.pk),
-        ).delay()
+        """    chord(
+        [expire_slice.si(run_id=run.pk, after=keys.after, upto=keys.upto) for keys in wave],
+        following.on_error(following.clone()),
+    ).delay()
 """,
-        """        group([expire_slice.si(run_id=run.pk, first=keys.first, last=keys.last) for keys in slices]).delay()
-        finish_run.si(run_id=run.pk).apply_async(countdown=0.1)
+        """    group([expire_slice.si(run_id=run.pk, after=keys.after, upto=keys.upto) for keys in wave]).delay()
+    following.delay()
 """,
+    ),
+    Bug(
+        "The low-water mark passes accounts that were locked",
+        "accounts/ledger.py",
+        "ExpiryRun.Status.SUCCEEDED or latest.skipped:",
+        "ExpiryRun.Status.SUCCEEDED:",
+    ),
+    Bug(
+        "The low-water mark passes accounts that an undo put back",
+        "accounts/ledger.py",
+        ".exists() or undone.exists():",
+        ".exists():",
+        more=UNDOS,
     ),
     Bug(
         "Jobs share a connection",
@@ -161,10 +168,11 @@ IMPORTS = {
         "from email.utils import parseaddr",
         "from email.utils import make_msgid, parseaddr",
     ),
+    "dataclasses.": ("accounts/slices.py", "import logging\n", "import dataclasses\nimport logging\n"),
     "SHARED": (
         "accounts/threads.py",
-        "    jobs == 1:\n        return work(iter(items))\n",
-        "    jobs == 1:\n        return work(iter(items))\n    global SHARED\n    SHARED = connections['default']\n"
+        "    if jobs == 1:\n        return work(iter(items))\n",
+        "    if jobs == 1:\n        return work(iter(items))\n    global SHARED\n    SHARED = connections['default']\n"
         "    SHARED.inc_thread_sharing()\n",
     ),
 }
