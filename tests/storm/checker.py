@@ -78,11 +78,11 @@ class Checker:
         for change in self.log:
             self.history[change.account].append(change)
 
-    def findings(self) -> list[Finding]:
-        """What every check finds."""
+    def findings(self, *, mails: bool) -> list[Finding]:
+        """What every check finds; those of the mails, if any were sent."""
         checks = (self.wrongly_expired, self.past_the_log, self.miscounted, self.untrue_to_customers, self.late)
-        mails = (self.mails_without_reason, self.mails_again, self.mails_missing)
-        return [finding for check in (*checks, *mails) for finding in check()]
+        of_mails = (self.mails_without_reason, self.mails_again, self.mails_missing)
+        return [finding for check in (*checks, *(of_mails if mails else ())) for finding in check()]
 
     def state(self, account: int, begin: float, end: float) -> list[Change]:
         """The changes that made the account what it was from ``begin`` to ``end``, by the times of the commits."""

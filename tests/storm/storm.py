@@ -105,7 +105,10 @@ def plan(seed: int, seconds: float, rates: Mapping[str, float]) -> list[tuple[fl
 class Storm:
     """Everything that runs, and a method for each word of ``RATES``."""
 
-    def __init__(self, directory: Path, seed: int, stack: ExitStack, prepared: Path | None) -> None:
+    def __init__(
+        self, directory: Path, seed: int, stack: ExitStack, *, prepared: Path | None = None, mails: bool = True
+    ) -> None:
+        self.mails = mails
         self.directory, self.seed, self.stack, self.prepared = directory, seed, stack, prepared
         self.events = (directory / "events.jsonl").open("a")
         self.writing = threading.Lock()
@@ -146,7 +149,8 @@ class Storm:
             fixed(
                 DJANGO_DEBUG="0", DJANGO_SECRET_KEY="x" * 40 + "0123456789", DJANGO_ALLOWED_HOSTS="localhost",
                 DATABASE_URL=self.url, CELERY_BROKER_URL=f"redis://127.0.0.1:{self.broker.port}/0",
-                TRIAL_NOTICES="1", EMAIL_URL=self.mail.state.url, DEFAULT_FROM_EMAIL="trials@storm.example",
+                TRIAL_NOTICES=str(int(self.mails)),
+                EMAIL_URL=self.mail.state.url, DEFAULT_FROM_EMAIL="trials@storm.example",
                 SITE_URL="https://storm.example",
             )
         )  # fmt: skip
@@ -466,7 +470,7 @@ class Storm:
             self.last_tick(
                 sql, None, lambda: self.manage("last_command", "expire_trials", "--batch-size=10", "--jobs=3")
             )
-            for _ in range(20):
+            for _ in range(20 if self.mails else 0):
                 sql.execute(
                     "UPDATE accounts_notice SET status = 'pending', attempts = 0, claimed = NULL, next_attempt = now()"
                     " WHERE status IN ('pending', 'given_up')"
@@ -510,6 +514,8 @@ def main() -> int:
         what: 0 if what in options.without.split(",") else rate * (5 if what in options.more.split(",") else 1)
         for what, rate in RATES.items()
     }
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
         directory = options.directory or Path(tempfile.mkdtemp(prefix="storm-"))
         directory.mkdir(parents=True, exist_ok=True)
@@ -519,14 +525,14 @@ def main() -> int:
         )
         console.print(", ".join(f"{at:.1f} {what}" for at, what, _ in choices))
         console.print(f"{len(choices)} choices of seed {options.seed}; all that is written down is in {directory}")
-        storm = Storm(directory, options.seed, stack, options.prepared)
+        storm = Storm(directory, options.seed, stack, prepared=options.prepared, mails=rates["notices"] > 0)
         for stage in (storm.start, partial(storm.rage, choices), storm.calm):
             began = time.monotonic()
             stage()
             console.print(f"Took {time.monotonic() - began:.0f} s")
         with storm.sql() as sql:
             checker = Checker(sql, directory)
-        findings, figures = checker.findings(), checker.figures()
+        findings, figures = checker.findings(mails=storm.mails), checker.figures()
     figures = {"seed": options.seed, "minutes": options.minutes, **storm.count, "cuts": storm.mail.cuts, **figures}
     if options.minutes >= 1:
         findings += [("vacuous", f"no {word} in this storm") for word in MUST_HAPPEN if not figures.get(word)]
