@@ -114,6 +114,7 @@ class Storm:
         self.writing = threading.Lock()
         self.count: Counter[str] = Counter()
         self.commands: dict[str, Any] = {}
+        self.customers: list[Any] = []
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self.frozen: dict[int, float] = {}
         self.messages: dict[Any, None] = {}
@@ -216,7 +217,6 @@ class Storm:
         self.beat = self.celery("beat", "beat", "--pidfile=", "--max-interval=1")
 
     def start_customers(self) -> None:
-        self.customers = []
         for _ in range(2):
             self.count["customers"] += 1
             who = f"customer-{self.count['customers']}"
@@ -444,8 +444,9 @@ class Storm:
             for who, command in list(self.commands.items()):
                 with suppress(ProcessLookupError):
                     self.kill(command.pid, who)
-        for customer in self.customers:
-            customer.terminate()
+        for customer in self.customers:  # also those that were killed long ago
+            customer.kill()
+            customer.join()
 
     def calm(self) -> None:
         """One last tick by each path, and then all mails that are still owed. Nothing disturbs them but one lock."""
@@ -497,7 +498,7 @@ class Storm:
             self.run(self.actors.send, "accounts.expire_trials", {"batch_size": 10}).join()
             query = "SELECT 1 FROM accounts_expiryrun WHERE id > %s AND path = 'celery' AND status <> 'running'"
             with suppress(TimeoutError):
-                wait_for("the last tick", lambda: sql.execute(query, [last]).fetchone(), seconds=30)
+                wait_for("the last tick", lambda: sql.execute(query, [last]).fetchone(), seconds=300)
 
 
 def main() -> int:
