@@ -196,6 +196,15 @@ def empty_broker(broker: str) -> str:
 
 
 @pytest.fixture
+def own_broker(broker: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tests' broker as the one that this process sends to; returns its URL."""
+    monkeypatch.setattr(app.conf, "broker_write_url", broker)
+    # Another test may have made this process's pool of connections, to a broker at which no server answers.
+    monkeypatch.setattr(app.amqp, "_producer_pool", None)
+    return broker
+
+
+@pytest.fixture
 def celery(environment: Mapping[str, str], empty_broker: str, tmp_path: Path) -> Process:
     """A context manager that runs ``celery -A project ARGUMENTS`` on the tests' database and broker."""
 

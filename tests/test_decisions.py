@@ -24,7 +24,6 @@ from accounts.decisions import NotPossible
 from accounts.models import Account, Decision, ExpiryRun
 from accounts.services import RunPaused, TooManyDue
 from accounts.words import moment
-from project.celery import app
 from sandbox.servers import wait_for
 from tests.conftest import Process
 from tests.factories import UserFactory, make_accounts
@@ -231,9 +230,8 @@ def test_run_now_stops_in_time_and_says_what_is_left(monkeypatch: pytest.MonkeyP
 @pytest.mark.faults
 @pytest.mark.django_db(transaction=True)
 def test_run_now_is_done_by_a_worker_where_one_lives(
-    celery: Process, broker: str, monkeypatch: pytest.MonkeyPatch
+    celery: Process, own_broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app.conf, "broker_write_url", broker)
     monkeypatch.setattr(schedule, "processes", schedule._ping)
     make_accounts(3, ended=10 * DAY, now=timezone.now())
 

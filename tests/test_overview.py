@@ -144,11 +144,7 @@ def test_a_broker_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.faults
 @pytest.mark.django_db(transaction=True)
-def test_a_living_beat_and_worker_are_counted(
-    celery: Process, broker: str, monkeypatch: pytest.MonkeyPatch, entry: PeriodicTask
-) -> None:
-    monkeypatch.setattr(app.conf, "broker_write_url", broker)
-
+def test_a_living_beat_and_worker_are_counted(celery: Process, own_broker: str, entry: PeriodicTask) -> None:
     def answers() -> schedule.Processes | None:
         cache.clear()
         found = schedule.processes()

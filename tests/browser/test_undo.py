@@ -16,7 +16,6 @@ from accounts.admin import run_now, schedule
 from accounts.admin.schedule import Processes
 from accounts.models import Account, AccountEvent, ExpiryRun
 from accounts.slices import FIRST
-from project.celery import app
 from sandbox.servers import wait_for
 from tests.browser.looks import OVERFLOWS
 from tests.conftest import Process
@@ -90,9 +89,8 @@ def test_without_scripts_a_button_takes_the_undo_from_step_to_step(without_scrip
 
 
 @pytest.fixture
-def worker(celery: Process, broker: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def worker(celery: Process, own_broker: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A worker of Celery that answers."""
-    monkeypatch.setattr(app.conf, "broker_write_url", broker)
     monkeypatch.setattr(schedule, "processes", schedule._ping)
     with celery("worker", "--pool=solo"):
         wait_for("the worker", run_now.worker_answers)

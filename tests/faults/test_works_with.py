@@ -5,6 +5,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,12 +29,12 @@ from sandbox import servers
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process
 from tests.factories import make_accounts
+from tests.faults import faults
 from tests.faults.conftest import (
     ANOTHER,
     Customers,
     Tick,
     gate_before,
-    kill,
     run_that_succeeds,
     ticks_every_second,
 )
@@ -60,7 +61,8 @@ def running(*command: str, log: Path, **env: str) -> Iterator[subprocess.Popen[b
     try:
         yield server
     finally:
-        kill(server)
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 # --- PostgreSQL ---
@@ -240,7 +242,7 @@ def test_rabbitmq_redelivers_the_slices_of_a_killed_worker_at_once(
         with celery("worker", "--concurrency=1", **over) as worker:
             task_id = tick.send()
             gate.wait_until_held()
-            kill(worker)
+            faults.kill(worker)
         gate.open()
         with celery(*ANOTHER, **over):
             assert run_that_succeeds(task_id).expired_count == 6
