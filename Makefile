@@ -20,7 +20,7 @@ test-sqlite: .venv ## what SQLite can do of them
 	TEST_DATABASE_URL=sqlite:/// .venv/bin/python -m pytest -n 2 $(ARGS)
 
 test-faults: .venv ## worker, beat, broker, database and mail server killed, frozen and restarted: minutes
-	.venv/bin/python -m pytest -m faults $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist worksteal -m faults $(ARGS)
 
 test-vacuous: .venv ## the tests of tests/faults without their faults: each must fail; minutes
 	TEST_WITHOUT_FAULTS=1 .venv/bin/python -m pytest -n 4 -m faults -rxs tests/faults $(ARGS)
