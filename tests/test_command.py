@@ -87,7 +87,9 @@ def role_setting(name: str, value: str) -> Iterator[None]:
 
     set_to(f"'{value}'")
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(connection.settings_dict["OPTIONS"], "options", "")  # those of a connection come first
+            yield
     finally:
         set_to("DEFAULT")
 

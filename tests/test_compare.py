@@ -663,7 +663,7 @@ def test_only_an_old_snapshot_keeps_dead_rows(
         churn.execute("SELECT pg_stat_force_next_flush()")
         dead = churn.sizes()["dead_rows"]
 
-    assert dead == (1000 if keeper is churn.NeverVacuumed else 0)
+    assert dead >= 1000 if keeper is churn.NeverVacuumed else dead == 0
 
 
 def noted(*lines: str) -> float:

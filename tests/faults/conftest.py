@@ -1,5 +1,7 @@
 """Fixtures of the fault tests: customers, a gate that blocks a slice at a known point, and the final check."""
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -219,3 +221,17 @@ def held_run(customers: Customers, celery: Process, tick: Tick, tmp_path: Path) 
 def wait_for_line(log: Path, text: str, *, seconds: float = 30) -> None:
     """Wait until a process has written ``text`` to its log."""
     wait_for(f"{text!r} in {log.name}", lambda: text in log.read_text(), seconds=seconds)
+
+
+@contextmanager
+def running(*command: str, log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server, and end it and its children with the block."""
+    with log.open("ab") as output:
+        server = subprocess.Popen(
+            command, env={**os.environ, **env}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield server
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -5,7 +5,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from tests.faults.conftest import (
     Tick,
     gate_before,
     run_that_succeeds,
+    running,
     ticks_every_second,
 )
 from tests.locks import Sql
@@ -49,20 +49,6 @@ def installed(program: str, package: str) -> str:
     if not found:
         pytest.skip(f"no {program} is installed; on Debian: apt-get install {package}")
     return found
-
-
-@contextmanager
-def running(*command: str, log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server, and end it and its children with the block."""
-    with log.open("ab") as output:
-        server = subprocess.Popen(
-            command, env={**os.environ, **env}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        yield server
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 # --- PostgreSQL ---

@@ -47,8 +47,8 @@ BUGS = [
     Bug(
         "The rule is not asked again in the UPDATE",
         "accounts/slices.py",
-        "rows = self._within(keys.after, keys.upto)",
-        "rows = dataclasses.replace(self, rows=self.rows.model._default_manager.all())._within(keys.after, keys.upto)",
+        "rows = within(self.rows, self.order, after=keys.after, upto=keys.upto)",
+        "rows = within(self.rows.model._default_manager.all(), self.order, after=keys.after, upto=keys.upto)",
     ),
     Bug(
         "A slice is counted after its commit",
@@ -70,8 +70,8 @@ BUGS = [
     Bug(
         "A slice leaves out the last account of its range",
         "accounts/slices.py",
-        "rows.filter(LessThanOrEqual(Row(*self.order), self._row(upto)))",
-        "rows.filter(LessThanOrEqual(Row(*self.order), self._row(upto))).exclude(pk=upto[-1])",
+        "found.filter(LessThanOrEqual(Row(*order), row(upto)))",
+        "found.filter(LessThanOrEqual(Row(*order), row(upto))).exclude(pk=upto[-1])",
     ),
     Bug(
         "The grace is forgotten",
