@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 SILENT_FOR = timedelta(minutes=10)
 """A run that has committed no slice for this long is marked interrupted. If its process is alive, it continues."""
 
-ALIVE_FOR = timedelta(minutes=1)
-"""A run that has committed a slice this lately is alive, and no second one of its path starts beside it."""
+ALIVE_FOR = timedelta(seconds=15)
+"""A run that has committed a slice this lately is alive, and no second one of its path starts beside it. A slice takes
+a tenth of a second; one that waits for a locked table, or is throttled, some six seconds more."""
 
 MANY_EXPIRED = 10_000
 """After more than this in a day, questions begin at the low-water mark: the entries of expired accounts stay in the

@@ -73,7 +73,7 @@ class AlreadyRunning(NothingToDo):
         """Args: run: the run that is at work."""
         super().__init__(
             f"Run {run.pk} by {run.path} is at work since {moment(run.started)} and takes what is due. Nothing was "
-            "changed. If its process was killed, another can start a minute after its last slice."
+            "changed. If its process was killed, another can start 15 seconds after its last slice."
         )
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 import redis
+from celery import _state
 from celery.result import AsyncResult
 from django.conf import settings as django_settings
 from django.core.cache import cache
@@ -201,6 +202,7 @@ def own_broker(broker: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(app.conf, "broker_write_url", broker)
     # Another test may have made this process's pool of connections, to a broker at which no server answers.
     monkeypatch.setattr(app.amqp, "_producer_pool", None)
+    monkeypatch.setattr(_state, "default_app", app)  # that of the web server's threads
     return broker
 
 

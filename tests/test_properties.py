@@ -87,7 +87,7 @@ class World:
         def keep(run: ExpiryRun) -> None:
             self.slices += [(run, keys) for keys in services.slices_of(run)]
 
-        # Those before are not waited for, as if their last slice were a minute old.
+        # Those before are not waited for, as if their last slice were older than that.
         ExpiryRun.objects.update(heartbeat=F("heartbeat") - ledger.ALIVE_FOR)
         run = services.expire_trials(path=ExpiryRun.Path.CELERY, now=self.now, batch_size=batch_size, run_slices=keep)
         self.begin(run)

@@ -520,7 +520,7 @@ def test_a_run_of_the_same_path_that_is_alive_is_left_to_its_work(now: datetime)
     assert running.status == ExpiryRun.Status.RUNNING
 
 
-def test_a_run_without_a_slice_for_a_minute_is_not_waited_for(now: datetime) -> None:
+def test_a_run_without_a_slice_for_a_while_is_not_waited_for(now: datetime) -> None:
     make_accounts(2, ended=10 * DAY, now=now)
     killed = expire(now, run_slices=left_to_others)
     ExpiryRun.objects.update(heartbeat=killed.heartbeat - ledger.ALIVE_FOR)

@@ -1,5 +1,6 @@
 """A customer's way through the trial, in a real browser."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -97,6 +98,7 @@ def test_the_pages_are_accessible_light_and_dark_and_fit_a_phone(
 def test_the_keyboard_reaches_the_content_first(page: Page, account: Account) -> None:
     page.goto("/login/?next=/trial/")
     sign_in(page, account)
+    expect(page).to_have_url(re.compile("/trial/$"))
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     expect(page.get_by_role("link", name="Skip to the content")).to_be_in_viewport()

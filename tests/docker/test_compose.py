@@ -1,9 +1,13 @@
 """docker-compose.yml, unchanged: each profile deploys one of the two paths."""
 
 import json
+import re
+import sys
+from collections import Counter
 
 import pytest
 
+from sandbox.servers import wait_for
 from tests.docker.compose import Compose, deployed
 
 pytestmark = pytest.mark.docker
@@ -77,3 +81,43 @@ def test_the_cron_profile_expires_without_celery() -> None:
         deployment.assert_expired_exactly_once(30)
         assert deployment.paths() == {"command"}
         assert_locked_down(compose)
+
+
+HALF_A_MILLION = 500_000
+DUE = f"""
+WITH new AS (
+    INSERT INTO users_user (username, email, password, first_name, last_name, date_joined,
+        is_superuser, is_staff, is_active)
+    SELECT 'due' || n, 'due' || n || '@example.com', '', '', '', now(), false, false, true
+    FROM generate_series(1, {HALF_A_MILLION}) n RETURNING id)
+INSERT INTO accounts_account (user_id, status, created, trial_ends_at)
+    SELECT id, 'trialing', now() - interval '90 days', now() - interval '30 days' FROM new
+"""  # noqa: S608 (a number of ours)
+RUN = f"SELECT status, expired_count, finished - started FROM accounts_expiryrun WHERE due_count = {HALF_A_MILLION}"  # noqa: S608
+READY = re.compile(r"(worker-\d+) .* ready\.")
+SLICE = re.compile(r"(worker-\d+) .*Task accounts\.expire_slice\[\S+ succeeded in \S+: (\d+)")
+
+
+def log(compose: Compose) -> str:
+    """The lines of all workers, each after the name of its container."""
+    return compose("logs", "--no-color", "worker")
+
+
+def test_four_workers_share_a_run_and_the_log_says_who_expired_what() -> None:
+    with deployed("celery") as (compose, deployment):
+        deployment.wait_until_well()
+        compose("up", "--detach", "--no-recreate", "--scale", "worker=4", "worker")
+        wait_for("four workers", lambda: len(set(READY.findall(log(compose)))) == 4, seconds=180)
+        deployment.psql(DUE)
+        compose("exec", "--no-TTY", "beat", "celery", "-A", "project", "call", "accounts.expire_trials")
+
+        wait_for("the run", lambda: deployment.psql(RUN).startswith("succeeded"), seconds=120)
+
+        share: Counter[str] = Counter()
+        for worker, expired in SLICE.findall(log(compose)):
+            share[worker] += int(expired)
+        sys.stdout.write(f"{deployment.psql(RUN).strip()}: {dict(share)}\n")
+        assert set(share) == {"worker-1", "worker-2", "worker-3", "worker-4"}
+        assert min(share.values()) > HALF_A_MILLION / 20
+        assert sum(share.values()) > HALF_A_MILLION / 2, "what the tick does not run itself"
+        deployment.assert_expired_exactly_once(HALF_A_MILLION)

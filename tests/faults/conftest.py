@@ -74,7 +74,7 @@ class Customers:
         return set(self.due) <= set(expired)
 
     def assert_settled_by(self, next_run: Callable[[], Any]) -> None:
-        """Assert the state after every fault, the run a minute later, and the one ten minutes later.
+        """Assert the state after every fault, the run a little later, and the one ten minutes later.
 
         Every due account has expired exactly once, no other changed, the ledger's sums are correct, and no run stays
         running forever.

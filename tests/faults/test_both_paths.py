@@ -9,12 +9,13 @@ from django.db import connection
 from django.db.models import F, Sum
 from django.utils import timezone
 
+from accounts import ledger
 from accounts.models import Account, ExpiryRun
 from sandbox.servers import wait_for
 from tests.conftest import ManagePy, Process, Send
 from tests.factories import make_accounts
 from tests.faults import faults
-from tests.faults.conftest import Customers, Row, Tick, gate_before, run_that_succeeds
+from tests.faults.conftest import Customers, Row, Tick, gate_before, run_that_succeeds, runs_grow_older
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
@@ -87,6 +88,7 @@ def test_the_fallback_does_the_work_of_a_celery_killed_in_the_middle_of_it(
             faults.kill(worker)
             gate.turn_away()
 
+    runs_grow_older(ledger.ALIVE_FOR)
     fallback = manage_py("expire_trials", "--if-stale=2")
 
     assert fallback.stdout.splitlines() == ["Search for old trial accounts...", "Expired 4 trial(s)"]

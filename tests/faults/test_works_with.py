@@ -103,6 +103,8 @@ def pgbouncer(transactional_db: None, tmp_path: Path) -> Iterator[str]:
 def changes_server(url: str) -> bool:
     """Whether two transactions of a client run on two connections to the server."""
     try:
+        with psycopg.connect(url) as one, psycopg.connect(url) as two:  # each takes a connection of its own
+            one.execute("SELECT 1"), two.execute("SELECT 1")
         with psycopg.connect(url, autocommit=True) as client:
             return len({client.execute("SELECT pg_backend_pid()").fetchone() for _ in range(2)}) == 2
     except psycopg.OperationalError:

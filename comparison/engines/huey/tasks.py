@@ -1,6 +1,7 @@
 """Huey's face: its consumer finds this module, and calls the periodic task when its schedule says so."""
 
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +30,8 @@ def is_due(at: datetime) -> bool:
 def expire_trials() -> None:
     """Expire every due trial, slice after slice in a thread of the consumer."""
     try:
-        services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now())
+        with suppress(services.NothingToDo):
+            services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now())
     except services.RunRefused as refused:  # Huey retries every other exception
         raise CancelExecution(retry=False) from refused
 

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 
 import django
 
@@ -22,7 +23,8 @@ def main(every: int) -> None:
     while True:
         signal.sigtimedwait({signal.SIGUSR1}, every - time.time() % every)
         try:
-            services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now())
+            with suppress(services.NothingToDo):
+                services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now())
         except Exception:
             logging.getLogger(__name__).exception("A run failed.")
         connection.close()  # none is held until the next run

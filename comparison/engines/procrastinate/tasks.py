@@ -1,6 +1,7 @@
 """procrastinate's face: the task, its schedule, and the task that takes up the jobs of dead workers."""
 
 import os
+from contextlib import suppress
 
 from django.db import InterfaceError, OperationalError
 from django.utils import timezone
@@ -19,7 +20,8 @@ when_the_database_is_away = RetryStrategy(
 @app.task(name="expire_trials", queueing_lock="expire_trials", retry=when_the_database_is_away)
 def expire_trials(timestamp: int) -> None:
     """Expire every due trial, slice after slice in a thread of the worker."""
-    services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now())
+    with suppress(services.NothingToDo):
+        services.expire_trials(path=ExpiryRun.Path.COMMAND, now=timezone.now())
 
 
 @app.periodic(cron="*/10 * * * *")
