@@ -235,7 +235,11 @@ class Change:
 
 
 def within(rows: Rows, order: tuple[str, ...], *, after: Position | None = None, upto: Position | None = None) -> Rows:
-    """The rows after one position and up to another, by the fields of ``order``; None: from the first, to the last."""
+    """The rows after one position and up to another, by the fields of ``order``; None: from the first, to the last.
+
+    Each bound is also given for the first field alone: by the comparison of two rows PostgreSQL does not estimate how
+    many are between them, and would read the whole table for a slice near the end of the walk.
+    """
 
     def row(position: Position) -> Row:
         fields = position_fields(rows, order)
@@ -243,9 +247,9 @@ def within(rows: Rows, order: tuple[str, ...], *, after: Position | None = None,
 
     found = rows
     if after is not None:
-        found = found.filter(GreaterThan(Row(*order), row(after)))
+        found = found.filter(GreaterThan(Row(*order), row(after)), **{f"{order[0]}__gte": after[0]})
     if upto is not None:
-        found = found.filter(LessThanOrEqual(Row(*order), row(upto)))
+        found = found.filter(LessThanOrEqual(Row(*order), row(upto)), **{f"{order[0]}__lte": upto[0]})
     return found
 
 

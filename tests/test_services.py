@@ -10,14 +10,15 @@ from functools import partial
 
 import pytest
 from django.db import IntegrityError, OperationalError, connection
-from django.db.models import Sum
+from django.db.models import F, Sum
+from django.db.models.functions import Now
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import health, ledger, services
 from accounts.models import LATEST_END, Account, ExpiryRun
 from accounts.services import AlreadyRunning, TooManyDue, WrongClock
-from accounts.slices import FIRST, LONGEST_PAUSE, Slice
+from accounts.slices import FIRST, LONGEST_PAUSE, Slice, within
 from accounts.words import moment
 from tests.factories import AccountFactory, make_accounts
 from tests.locks import trigger_on_update
@@ -164,6 +165,22 @@ def test_a_slice_learns_its_size_from_the_one_before(now: datetime) -> None:
     assert (sizes[0], sum(sizes), run.expired_count) == (FIRST, 3000, 3000)
     assert len(set(sizes)) > 1
     assert run.slice_size != FIRST
+
+
+@pytest.mark.postgres
+def test_no_slice_reads_the_table_however_far_the_walk_has_come(now: datetime) -> None:
+    make_accounts(4000, ended=10 * DAY, now=now)
+    Account.objects.update(trial_ends_at=Now() - F("pk") * timedelta(minutes=1) - 10 * DAY)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE accounts_account")
+    run = ledger.new_run(path=ExpiryRun.Path.COMMAND, now=timezone.now())
+    change = services.expiry_by(run)
+
+    slices = list(change.walk(size=lambda: 100))
+    plans = [within(change.rows, change.order, after=keys.after, upto=keys.upto).explain() for keys in slices]
+
+    assert len(plans) == 40
+    assert [plan for plan in plans if "accounts_account_trials" not in plan] == []
 
 
 @pytest.mark.postgres

@@ -70,8 +70,8 @@ BUGS = [
     Bug(
         "A slice leaves out the last account of its range",
         "accounts/slices.py",
-        "found.filter(LessThanOrEqual(Row(*order), row(upto)))",
-        "found.filter(LessThanOrEqual(Row(*order), row(upto))).exclude(pk=upto[-1])",
+        """LessThanOrEqual(Row(*order), row(upto)), **{f"{order[0]}__lte": upto[0]})""",
+        """LessThanOrEqual(Row(*order), row(upto)), **{f"{order[0]}__lte": upto[0]}).exclude(pk=upto[-1])""",
     ),
     Bug(
         "The grace is forgotten",
