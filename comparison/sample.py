@@ -56,7 +56,8 @@ def fill_accounts(accounts: int, *, kind: str, seed: int, now: datetime) -> None
                 """INSERT INTO accounts_account (id, user_id, status, created, trial_ends_at)
                 SELECT n, n, status, ends - %(trial)s - extended * interval '14 days', ends
                 FROM (SELECT n, (n %% 20 = 7)::int AS extended,
-                        CASE n %% 20 WHEN 7 THEN (n + %(accounts)s / 8) %% %(accounts)s ELSE n - (n %% 50 = 0)::int END AS place
+                        CASE n %% 20 WHEN 7 THEN (n + %(accounts)s / 8) %% %(accounts)s
+                            ELSE n - (n %% 50 = 0)::int END AS place
                     FROM generate_series(1::bigint, %(accounts)s) AS n) AS accounts
                 JOIN unnest(%(statuses)s::text[], %(firsts)s::timestamptz[], %(lasts)s::timestamptz[]) WITH ORDINALITY
                     AS period(status, first, last, position) ON position = n %% %(period)s + 1,
