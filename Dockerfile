@@ -3,7 +3,7 @@
 FROM python:3.13-slim AS packages
 # requirements-extras.txt brings Sentry and OpenTelemetry as well.
 ARG REQUIREMENTS=requirements.txt
-COPY requirements*.txt .
+COPY requirements*.txt ./
 # Installed from outside, so that the environment that is copied below holds no installer.
 RUN python -m venv --without-pip /venv && \
     pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r $REQUIREMENTS
