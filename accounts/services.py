@@ -112,7 +112,8 @@ def run_here(run: ExpiryRun, *, after_slice: Progress = lambda done, total: None
 
         def tell(done: int, keys: Slice) -> None:
             ends = keys.upto[0]
-            oldest.append(ends)
+            if not oldest:
+                oldest.append(ends)
             passed, all_ = ends - oldest[0], run.cutoff - oldest[0]
             many = run.due_count > COUNTED
             after_slice(done, max(done, int(done * (all_ / passed)) if many and passed else run.due_count))

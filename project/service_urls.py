@@ -69,15 +69,17 @@ def email(text: str) -> dict[str, Any]:
 
 def site(text: str) -> str:
     """Parse the public URL of the site."""
-    if not _split(text, like=LIKE_SITE, schemes=("http", "https")).hostname:
-        raise ValueError(f"names no host. It must be like {LIKE_SITE}.")
-    return text
+    return _web(text, like=LIKE_SITE)
 
 
 def ping(text: str) -> str:
     """Parse the URL of a monitor, which is pinged."""
-    if not _split(text, like=LIKE_PING, schemes=("http", "https")).hostname:
-        raise ValueError(f"names no host. It must be like {LIKE_PING}.")
+    return _web(text, like=LIKE_PING)
+
+
+def _web(text: str, *, like: str) -> str:
+    if not _split(text, like=like, schemes=("http", "https")).hostname:
+        raise ValueError(f"names no host. It must be like {like}.")
     return text
 
 
@@ -91,9 +93,7 @@ def sentry(text: str) -> str:
 
 def collector(text: str) -> str:
     """Parse the URL of a collector of traces."""
-    if not _split(text, like=LIKE_COLLECTOR, schemes=("http", "https")).hostname:
-        raise ValueError(f"names no host. It must be like {LIKE_COLLECTOR}.")
-    return text
+    return _web(text, like=LIKE_COLLECTOR)
 
 
 def broker(text: str) -> str:
