@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
+from django.conf import settings
 
 from comparison.runners import Failed, Runner, stopped
 from comparison.sites import OwnSite
@@ -19,9 +20,10 @@ EVERY = 10  # seconds between two ticks
 DUE = 40_000  # accounts: four slices, so that there is a middle to be killed in
 LONGEST = 6 * EVERY  # seconds after which a fault counts as not recovered from
 
-MAKE_DUE = """
-    UPDATE accounts_account SET status = 'trialing', trial_ends_at = now() - interval '9 days',
-        trial_expired_at = NULL, expiry_run_id = NULL
+# They fall due now, not days ago: no tick but the rare one that looks at all accounts finds an end set into the past.
+MAKE_DUE = f"""
+    UPDATE accounts_account SET status = 'trialing', trial_expired_at = NULL, expiry_run_id = NULL,
+        trial_ends_at = now() - interval '{settings.TRIAL_GRACE_DAYS} days' + id * interval '1 microsecond'
     WHERE id <= %s
 """
 LEFT = "SELECT count(*) FROM accounts_account WHERE id <= %s AND status = 'trialing'"
