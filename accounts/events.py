@@ -5,6 +5,7 @@
 
 from typing import TYPE_CHECKING
 
+from django.core.exceptions import EmptyResultSet
 from django.db import connection
 from django.db.models import Value
 from django.db.models.expressions import Combinable
@@ -44,7 +45,10 @@ def record(accounts: AccountQuerySet, *, kind: AccountEvent.Kind, by: str, ends:
         values |= {"ends_before": "trial_ends_at", "ends_after": ends}
     # no_key, as an UPDATE locks: mails can be queued for the accounts meanwhile.
     before = accounts.select_for_update(no_key=True).values_list(*values.values())
-    select, parameters = before.query.sql_with_params()
+    try:
+        select, parameters = before.query.sql_with_params()
+    except EmptyResultSet:  # the accounts are an empty list, as when all of a slice are locked
+        return 0
     columns = ", ".join(map(connection.ops.quote_name, values))
     with connection.cursor() as cursor:
         cursor.execute(f"INSERT INTO {AccountEvent._meta.db_table} ({columns}) {select}", parameters)

@@ -344,6 +344,19 @@ def preview_undo(*, run: ExpiryRun, now: datetime, look_at: int | None = None) -
     )
 
 
+def undo_by(*, run: ExpiryRun, now: datetime, by: str, extend_days: int | None = None, throttle: float = 0) -> Change:
+    """The change that an undo of the run applies to each slice. Its arguments are those of ``undo_run``."""
+    values = _back_on_trial(extend_days, now)
+    return Change(
+        rows=_can_be_extended(Account.objects.still_expired_by(run), extend_days),
+        values=values,
+        before=partial(events.record, kind=AccountEvent.Kind.UNDONE, by=by, ends=values.get("trial_ends_at")),
+        count=partial(ledger.count_undone, run),
+        throttle=throttle,
+        log=partial(ledger.log_slice, run),
+    )
+
+
 def undo_run(
     *,
     run: ExpiryRun,
@@ -380,19 +393,11 @@ def undo_run(
     _require_at_least_one(batch_size=batch_size, jobs=jobs)
     _require_throttle(throttle)
     _require_short(by)
-    values = _back_on_trial(extend_days, now)
+    undo = undo_by(run=run, now=now, by=by, extend_days=extend_days, throttle=throttle)
     started = time.monotonic()
     ledger.mark_undone(run, by=by)
     run.refresh_from_db()
     # No account is added to these rows any more: a slice commits before the run is marked, or is rolled back.
-    undo = Change(
-        rows=_can_be_extended(Account.objects.still_expired_by(run), extend_days),
-        values=values,
-        before=partial(events.record, kind=AccountEvent.Kind.UNDONE, by=by, ends=values.get("trial_ends_at")),
-        count=partial(ledger.count_undone, run),
-        throttle=throttle,
-        log=partial(ledger.log_slice, run),
-    )
     undone = undo.on_each(
         undo.walk(size=lambda: None if stop() else batch_size or ledger.undo_slice_size(run)),
         after_slice=lambda done, _: after_slice(done, max(done, run.expired_count - run.undone_count)),

@@ -55,6 +55,7 @@ class World:
         self.run.refresh_from_db()
         self.another_run = ExpiryRun.objects.create(path=ExpiryRun.Path.COMMAND, as_of=now)
         self.slice = Slice(None, (now, 0))  # every account whose trial has ended
+        self.undo_slice = Slice(None, (self.due.pk,))  # every account
         assert notices.queue_notices(now=now).total == 1
         self.signals: list[str] = []
         self._before = self._rows()
@@ -111,17 +112,26 @@ def _statements_that_restore(rows: dict[str, list[dict[str, Any]]]) -> Composed:
     return SQL("").join([SQL("SET LOCAL synchronous_commit = off;"), *deletes, *inserts])
 
 
+def undo_a_slice(world: World) -> int:
+    """What ``undo_run`` does without cutting slices, which adds ten statements."""
+    run = copy(world.run)
+    ledger.mark_undone(run, by="operator")
+    return services.undo_by(run=run, now=world.now, by="operator").on(world.undo_slice)
+
+
 Verb = Callable[[World], object]
 
 VERBS: dict[str, Verb] = {
     "expire": lambda world: services.expire_slice(run=copy(world.run), keys=world.slice),
     "expire by another run": lambda world: services.expire_slice(run=copy(world.another_run), keys=world.slice),
     "undo": lambda world: services.undo_run(run=copy(world.run), now=world.now, by="operator", batch_size=10),
+    "undo a slice": undo_a_slice,
     "activate": lambda world: services.activate(account_id=world.account.pk),
     "extend": lambda world: services.extend_trial(account_id=world.account.pk, days=14, now=world.now),
     "cancel": lambda world: services.cancel(account_id=world.account.pk),
     "delete": lambda world: erasure.erase(user=copy(world.account.user)),
-    "deliver": lambda world: str(delivery.deliver_notices(now=world.now, limit=1)),
+    # Not how many it skipped: that depends on whether a customer was deleted before or after the claim of the mail.
+    "deliver": lambda world: delivery.deliver_notices(now=world.now, limit=1).sent,
     "finish": lambda world: ledger.finish_run(run_id=world.run.pk),
     "fail": lambda world: ledger.fail_run(run_id=world.run.pk, error=ValueError("no reason")),
     "mark dead": lambda world: ledger.mark_dead_runs_interrupted(),
@@ -131,6 +141,7 @@ OF_ONE_ACCOUNT = {"activate", "extend", "cancel", "delete"}
 LEFT_FOR_LATER: dict[str, Verb] = {
     "expire": lambda world: None,
     "expire by another run": lambda world: None,
+    "undo a slice": lambda world: ledger.mark_undone(copy(world.run), by="operator"),
     "undo": lambda world: ledger.mark_undone(copy(world.run), by="operator"),
 }
 """The one exception, with what then remains of each verb. These wait for a lock for 200 ms, then try again and skip the
@@ -164,6 +175,7 @@ IN_TEST_FAULTS = {("expire", "activate"), ("activate", "delete"), ("deliver", "d
 PAIRS = [
     pytest.param(*pair, marks=[pytest.mark.faults] if pair in IN_TEST_FAULTS else [], id=" and ".join(pair))
     for pair in combinations_with_replacement(VERBS, 2)
+    if pair != ("undo", "undo")  # tens of thousands of orders; "undo a slice" has all that changes anything
 ]
 
 
