@@ -12,24 +12,29 @@ from dataclasses import dataclass
 import psycopg
 from django.conf import settings
 
-from comparison.runners import Failed, Runner, stopped
+from comparison.runners import Failed, Runner, Site, stopped
 from comparison.sites import OwnSite
 from sandbox import servers
 
 EVERY = 10  # seconds between two ticks
-DUE = 40_000  # accounts: four slices, so that there is a middle to be killed in
+DUE = 40_000  # accounts: several slices, so that there is a middle to be killed in
 LONGEST = 6 * EVERY  # seconds after which a fault counts as not recovered from
 
 # They fall due now, not days ago: no tick but the rare one that looks at all accounts finds an end set into the past.
-MAKE_DUE = f"""
+MAKE_DUE = """
     UPDATE accounts_account SET status = 'trialing', trial_expired_at = NULL, expiry_run_id = NULL,
-        trial_ends_at = now() - interval '{settings.TRIAL_GRACE_DAYS} days' + id * interval '1 microsecond'
+        trial_ends_at = now() - %s * interval '1 day' + id * interval '1 microsecond'
     WHERE id <= %s
 """
 LEFT = "SELECT count(*) FROM accounts_account WHERE id <= %s AND status = 'trialing'"
 LATEST = "SELECT coalesce(max(id), 0) FROM accounts_expiryrun"
 CLOSED_SINCE = "SELECT count(*) FROM accounts_expiryrun WHERE id > %s AND status <> 'running'"
 AT_WORK_SINCE = "SELECT count(*) FROM accounts_expiryrun WHERE id > %s AND expired_count > 0"
+
+
+def fall_due(site: Site, accounts: int) -> None:
+    """Have the first accounts fall due."""
+    site.ask(MAKE_DUE, settings.TRIAL_GRACE_DAYS, accounts)
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Patient:
         """Wait until a run has ended, and have accounts fall due right after it; returns the number of that run."""
         latest = self.ask(LATEST)
         wait_for("a tick", lambda: self.ask(CLOSED_SINCE, latest) > 0, seconds=LONGEST)
-        self.own.site.ask(MAKE_DUE, DUE)
+        fall_due(self.own.site, DUE)
         return self.ask(LATEST)
 
     def seconds_until_done(self, since: float | None = None) -> float:

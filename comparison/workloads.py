@@ -280,7 +280,7 @@ class Late(Scheduled):
         runner, late = turn.runner, list[float]()
         latest = 0
         while len(late) < self.options.ticks:
-            runner.site.ask(faults.MAKE_DUE, 10)
+            faults.fall_due(runner.site, 10)
             expired_since = partial(runner.site.ask, EXPIRED_SINCE, latest)
             faults.wait_for("a tick", expired_since, seconds=60)
             ((latest, as_of, finished),) = expired_since()
