@@ -50,8 +50,12 @@ SOMEBODY = """
 
 
 def customers(who: str, seed: int, journal: Path) -> None:
-    """Pay, extend, cancel and delete, until killed; each act has a line before it and one after, both on the disk."""
+    """Pay, extend, cancel and delete, until killed; each act has a line before it and one after, both on the disk.
+
+    Every fifth act is that of a page left open: its account may have been changed or deleted since.
+    """
     random = Random(seed)
+    seen: list[int] = []
     os.environ["PGAPPNAME"] = who
     with journal.open("a") as file:
 
@@ -69,6 +73,9 @@ def customers(who: str, seed: int, journal: Path) -> None:
                     cursor.execute(SOMEBODY, [random.choice((0, 2)), random.randrange(60)])
                     (account,) = cursor.fetchone() or (None,)
                 if account is not None:
+                    seen.append(account)
+                    if random.random() < 0.2:
+                        account = random.choice(seen[-30:])
                     (verb,) = random.choices(list(VERBS), weights=(5, 4, 2, 1))
                     write("intent", verb=verb, account=account)
                     write("done", result=VERBS[verb](account))
