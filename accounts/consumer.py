@@ -27,6 +27,13 @@ class Consumer(CeleryConsumer):
     the messages that it does reject with their whole body, which may name a customer.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Begin without gossip and mingle, by which workers share what nothing here needs.
+
+        With them Celery logs six tracebacks whenever the broker restarts.
+        """
+        super().__init__(*args, **kwargs, without_gossip=True, without_mingle=True)
+
     connection_errors: tuple[type[Exception], ...]
     channel_errors: tuple[type[Exception], ...]
 

@@ -105,10 +105,10 @@ def _runs(now: datetime, max_age: timedelta) -> list[Finding]:
     bad = ExpiryRun.objects.filter(status__in=UNSUCCESSFUL, pk__gt=last.pk if last else 0).exclude(error="")
     latest = bad.order_by("-pk").first()
     oldest = _oldest_due(since, now=now)
-    never = not ExpiryRun.objects.exists()
+    never = last is None and not ExpiryRun.objects.exists()
     # After an installation, and after a pause, the schedule has this long to run once.
     is_new = never and not oldest and installed() > since
-    was_paused = any(decisions.pauses(now=now, since=since))
+    was_paused = (oldest or not fresh) and any(decisions.pauses(now=now, since=since))
 
     texts, row = [], "new" if never else "stale"
     if not (fresh or is_new or was_paused):

@@ -50,7 +50,7 @@ def broker(server: ValkeyServer) -> str:
 
 
 def test_a_broker_restarted_with_its_data_in_mid_run_costs_nothing(
-    customers: Customers, held_run: Hold, tick: Tick, server: ValkeyServer
+    customers: Customers, held_run: Hold, tick: Tick, server: ValkeyServer, tmp_path: Path
 ) -> None:
     with held_run() as held:
         faults.kill_broker(server)
@@ -60,6 +60,8 @@ def test_a_broker_restarted_with_its_data_in_mid_run_costs_nothing(
         run = run_that_succeeds(held.task_id)
         assert run.expired_count == 6
         customers.assert_settled_by(tick)
+
+    assert "Error on restarting" not in (tmp_path / "worker.log").read_text()
 
 
 def test_a_broker_restarted_without_its_data_costs_a_wait_for_the_next_tick(
