@@ -140,8 +140,7 @@ def _are_more_than(most: int, *, now: datetime) -> bool:
     """Whether more than ``most`` mails are pending or owed; counts no further than that."""
     left = most + 1 - Notice.objects.pending()[: most + 1].count()
     for mail in _mails(now):
-        if left:
-            left -= mail.owed()[:left].count()
+        left -= mail.owed()[:left].count()
     return not left
 
 

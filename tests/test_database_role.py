@@ -72,16 +72,16 @@ def test_the_role_can_expire_undo_mail_and_prune(manage_py: ManagePy, mailbox: M
 def test_a_thread_that_gets_no_connection_fails_the_run_in_one_line(manage_py: ManagePy, role_url: str) -> None:
     make_accounts(9, ended=timedelta(days=2), now=timezone.now())
     with connection.cursor() as cursor:
-        cursor.execute(f"ALTER ROLE {urlsplit(role_url).username} CONNECTION LIMIT 2")
+        cursor.execute(f"ALTER ROLE {urlsplit(role_url).username} CONNECTION LIMIT 1")
 
-    failed = manage_py("expire_trials", "--jobs=4", "--batch-size=1")
+    failed = manage_py("expire_trials", "--jobs=2", "--batch-size=1")
 
     run = ExpiryRun.objects.get()
-    assert (run.status, run.jobs, failed.returncode) == (ExpiryRun.Status.FAILED, 4, 1)
+    assert (run.status, run.jobs, failed.returncode) == (ExpiryRun.Status.FAILED, 2, 1)
     assert "too many connections for role" in run.error
     (line,) = failed.stderr.splitlines()
     assert line.startswith("CommandError: The run failed: ")
-    assert line.endswith(" If the database has too few connections, use a smaller --jobs: it needs 5.")
+    assert line.endswith(" If the database has too few connections, use a smaller --jobs: it needs 3.")
     assert manage_py("expire_trials", "--batch-size=1").returncode == 0
     assert Account.objects.filter(status=Account.TRIAL_EXPIRED).count() == 9
 

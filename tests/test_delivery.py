@@ -255,9 +255,12 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.looks = 0
         self.slept: list[float] = []
 
     def monotonic(self) -> float:
+        self.looks += 1
+        assert self.looks < 1000, "whoever waits looks at the clock and never sleeps"
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -283,6 +286,15 @@ def test_with_a_rate_mails_are_spread_over_the_minute(
     assert deliver_notices(now=now) == Delivery(sent=3, skipped=1, finished=True)
 
     assert clock.slept == [1] * 30
+
+
+def test_without_a_rate_no_mail_waits_for_another(now: datetime, mailbox: Mailbox, clock: Clock) -> None:
+    make_accounts(2, ended=-DAY, now=now)
+    notices.queue_notices(now=now)
+
+    assert deliver_notices(now=now) == Delivery(sent=2, finished=True)
+
+    assert clock.slept == []
 
 
 @pytest.mark.postgres

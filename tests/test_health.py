@@ -17,8 +17,8 @@ from accounts.models import Account, ExpiryRun
 from accounts.services import TooManyDue
 from accounts.words import moment
 from tests.conftest import ManagePy
-from tests.factories import AccountFactory, NoticeFactory
-from tests.runs import expire
+from tests.factories import AccountFactory, NoticeFactory, make_accounts
+from tests.runs import DAY, expire
 
 pytestmark = pytest.mark.django_db
 
@@ -57,6 +57,17 @@ def test_a_fresh_installation_is_new_until_a_run_is_late_or_an_account_overdue(n
 
     AccountFactory.create(created=now - timedelta(days=90))
     assert problems(now) == [f"{never} 1 account is due."]
+
+
+def test_more_due_accounts_than_are_counted_are_told_as_that(now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MANY", 2)
+    installed(now - 4 * HOUR)
+    make_accounts(2, ended=10 * DAY, now=now)
+    never = "No run has succeeded within 3 hours; none ever has."
+    assert problems(now) == [f"{never} 2 accounts are due."]
+
+    AccountFactory.create(created=now - timedelta(days=90))
+    assert problems(now) == [f"{never} More than 2 accounts are due."]
 
 
 def test_a_success_that_is_too_old_is_a_problem_and_says_when_it_was(now: datetime) -> None:

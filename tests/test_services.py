@@ -246,11 +246,11 @@ def test_a_throttled_run_and_undo_pause_after_each_slice(now: datetime, monkeypa
     monkeypatch.setattr(time, "sleep", pauses.append)
     make_accounts(4, ended=10 * DAY, now=now)
 
-    run = expire(now, batch_size=2, throttle=1e-6)
+    run = expire(now, batch_size=2, throttle=2)
     services.undo_run(run=run, now=now, by="ann", batch_size=2, throttle=100)
 
     assert len(pauses) == 4
-    assert all(0 < pause < 0.01 for pause in pauses[:2])
+    assert all(0 < pause < LONGEST_PAUSE for pause in pauses[:2])
     assert all(0.01 < pause <= LONGEST_PAUSE for pause in pauses[2:])
 
 
@@ -627,6 +627,11 @@ def test_a_senseless_argument_is_refused_before_anything_happens(
         services.expire_trials(path=ExpiryRun.Path.COMMAND, **{"now": now, **arguments})  # type: ignore[arg-type]
 
     assert not ExpiryRun.objects.exists()
+
+
+def test_a_run_with_no_thread_at_all_is_refused(now: datetime) -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        expire(now, run_slices=partial(services.run_here, jobs=0))
 
 
 # --- The services for one account ---

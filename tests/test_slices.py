@@ -1,5 +1,6 @@
 """slices.py on another model: invitations that lapse, with integer or UUID keys."""
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ class Lapse:
         self.change = Change(
             rows=still_open(model), values={"open": False, "lapsed": True}, count=self.count, log=self.log
         )
-        self.logged: list[str] = []
+        self.logged: list[tuple[int, str]] = []
 
     def count(self, did: Counted) -> bool:
         assert did.locked > timedelta(0)
@@ -91,7 +92,7 @@ class Lapse:
         return not self.closed
 
     def log(self, level: int, event: str, **fields: Any) -> None:
-        self.logged.append(event)
+        self.logged.append((level, event))
 
 
 def cut(rows: QuerySet[Any], size: int) -> list[Slice]:
@@ -267,7 +268,8 @@ def test_a_locked_table_is_waited_for_between_attempts(model: Model, monkeypatch
 
     # At first the lock may be on a row: it is skipped, without a pause.
     assert pauses == [PAUSE] * (ATTEMPTS - 2)
-    assert lapse.logged == ["slice_retried"] * (ATTEMPTS - 1) + ["slice_failed"]
+    retried, failed = (logging.INFO, "slice_retried"), (logging.WARNING, "slice_failed")
+    assert lapse.logged == [retried] * (ATTEMPTS - 1) + [failed]
 
 
 events = st.lists(
