@@ -29,8 +29,11 @@ ALIVE_FOR = timedelta(seconds=15)
 a tenth of a second; one that waits for a locked table, or is throttled, some six seconds more."""
 
 MANY_EXPIRED = 10_000
-"""After more than this in a day, questions begin at the low-water mark: the entries of expired accounts stay in the
-index until a VACUUM, and to read these takes about five milliseconds."""
+"""After more than this within ``UNVACUUMED``, questions begin at the low-water mark: the entries of expired accounts
+stay in the index until a VACUUM, and to read these takes about five milliseconds."""
+
+UNVACUUMED = timedelta(days=30)
+"""The longest that these entries are expected to stay, because a forgotten session or replica still needs them."""
 
 LOOK_AT_ALL_EVERY = timedelta(hours=6)
 """How often a run looks at all trials even so."""
@@ -75,17 +78,17 @@ def new_run(*, path: ExpiryRun.Path, now: datetime, **more: Any) -> ExpiryRun:
 def low_water_mark(*, now: datetime) -> datetime | None:
     """The moment before which no trial that ended is left to expire, as far as the ledger knows; None: look at all.
 
-    There is a mark only after ``MANY_EXPIRED`` in a day. A run that succeeded and skipped no locked account is done
-    with every trial that ended before its cutoff. After any other, the next one looks again from where that one began.
-    What gets below the mark by another way, such as an end that somebody set into the past, is found by the run that
-    looks at all: every ``LOOK_AT_ALL_EVERY``, and after an undo, until a run has begun ``SILENT_FOR`` after the undo's
-    last slice.
+    There is a mark only after ``MANY_EXPIRED`` within ``UNVACUUMED``. A run that succeeded and skipped no locked
+    account is done with every trial that ended before its cutoff. After any other, the next one looks again from where
+    that one began. What gets below the mark by another way, such as an end that somebody set into the past, is found
+    by the run that looks at all: every ``LOOK_AT_ALL_EVERY``, and after an undo, until a run has begun ``SILENT_FOR``
+    after the undo's last slice.
 
     Args:
         now: the time by the database's clock.
     """
-    today = ExpiryRun.objects.filter(started__gt=now - timedelta(days=1))
-    if (today.aggregate(expired=Sum("expired_count"))["expired"] or 0) <= MANY_EXPIRED:
+    unvacuumed = ExpiryRun.objects.filter(started__gt=now - UNVACUUMED)
+    if (unvacuumed.aggregate(expired=Sum("expired_count"))["expired"] or 0) <= MANY_EXPIRED:
         return None
     latest = ExpiryRun.objects.exclude(status=ExpiryRun.Status.REFUSED).order_by("pk").last()
     if latest is None:

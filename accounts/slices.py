@@ -60,13 +60,16 @@ class Slice:
 def next_size(rows: int, locked: timedelta) -> int:
     """How many rows would be locked for ``AIM``, judging by a slice that locked ``rows`` for ``locked``.
 
-    At most four times as many, because the next rows may be slower: their pages may not be in memory. Up to four times
-    ``AIM`` at least half as many, and ``FIRST``: on a machine with more to do than processors, a slice takes long
-    however few rows it has, and small ones would only add to that.
+    At most four times as many, because the next rows may be slower: their pages may not be in memory. And not much
+    fewer at once: on a machine with more to do than processors, a slice takes long however few rows it has, and small
+    ones would only add to that. So up to four times ``AIM`` at least half as many, and up to twice ``AIM`` no fewer
+    than ``FIRST`` because of it.
     """
     ideal = rows * (AIM / max(locked, timedelta(microseconds=1)))
     if locked < 4 * AIM:
-        ideal = max(ideal, rows / 2, FIRST)
+        ideal = max(ideal, rows / 2)
+    if locked < 2 * AIM:
+        ideal = max(ideal, min(rows, FIRST))
     return int(max(FEWEST, min(MOST, 4 * rows, ideal)))
 
 

@@ -169,7 +169,10 @@ MS = timedelta(milliseconds=1)
         (1000, 50 * MS, 2000),
         (1000, MS, 4000),  # at most four times as many
         (2000, 399 * MS, 1000),  # and at least half as many, unless it is far too slow
-        (700, 399 * MS, FIRST),
+        (700, 199 * MS, FIRST),
+        (FIRST, 199 * MS, FIRST),
+        (300, 199 * MS, 300),
+        (FIRST, 201 * MS, FIRST // 2),
         (FEWEST, 10_000 * MS, FEWEST),
         (MOST, MS, MOST),
         (0, timedelta(0), FEWEST),
