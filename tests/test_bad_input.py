@@ -73,6 +73,8 @@ VALUES: list[Row] = [
     *whole_number("undo_expiry "),
     *whole_number("undo_expiry 1 --batch-size="),
     *whole_number("undo_expiry 1 --extend-days=", most=3650),
+    *wrong_values("expire_trials --throttle=", "a number from 0 to 100", -0.1, 100.1, "nan", "inf", "half"),
+    *wrong_values("undo_expiry 1 --throttle=", "a number from 0 to 100", -1),
     *hours("expire_trials --if-stale="),
     *hours("check_expiry --max-age="),
     *moment("expire_trials --as-of="),

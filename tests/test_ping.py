@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 
 
 class Monitor(ThreadingHTTPServer):
-    """Keeps the paths that were requested; answers with ``status``, once ``answers`` is set."""
+    """Keeps the paths that were requested; answers with ``status``, or in no HTTP, once ``answers`` is set."""
 
     daemon_threads = False  # closing it then waits for them: another test may count threads
 
@@ -29,6 +29,7 @@ class Monitor(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.seen: list[str] = []
         self.status = 200
+        self.babbles = False
         self.answers = Event()
         self.answers.set()
 
@@ -44,6 +45,9 @@ class Handler(BaseHTTPRequestHandler):
         assert isinstance(server, Monitor)
         server.seen.append(self.path)
         server.answers.wait(30)
+        if server.babbles:
+            self.wfile.write(b"This is no HTTP.\r\n")
+            return
         self.send_response(server.status)
         self.end_headers()
 
@@ -121,7 +125,7 @@ def test_the_url_is_that_of_healthchecks_or_of_sentry(url: str, expected: str) -
     assert ping.url_for(url, "start", "in_progress") == expected
 
 
-@pytest.mark.parametrize("trouble", ["hangs", "refuses", "is away"])
+@pytest.mark.parametrize("trouble", ["hangs", "refuses", "is away", "babbles"])
 def test_a_monitor_in_trouble_costs_a_line_of_log_and_no_run(
     monitor: Monitor,
     settings: Settings,
@@ -135,12 +139,15 @@ def test_a_monitor_in_trouble_costs_a_line_of_log_and_no_run(
         "hangs": "no answer within 0.3 s",
         "refuses": "HTTP 404",
         "is away": "Connection refused",
+        "babbles": "BadStatusLine",
     }[trouble]
     match trouble:
         case "hangs":
             monitor.answers.clear()
         case "refuses":
             monitor.status = 404
+        case "babbles":
+            monitor.babbles = True
         case "is away":
             settings.TRIAL_PING_URL = "http://127.0.0.1:1/S3CRET"
 

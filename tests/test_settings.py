@@ -106,6 +106,7 @@ REFUSED: list[tuple[str, ...]] = [
         "{it} is not a date and time with its time zone, such as 2026-03-01T14:00:00Z.",
         "TRIAL_NOTICES_SINCE",
         "2026-03-01",
+        "soon",
     ),
     ("{it} is none of DEBUG, INFO, WARNING, ERROR, CRITICAL.", "LOG_LEVEL", "LOUD"),
     ("{it} is none of line, json.", "LOG_FORMAT", "xml"),
@@ -526,6 +527,7 @@ def test_the_least_sensible_values_are_accepted(settings: Settings, name: str, v
         ("EMAIL_TIMEOUT", None),
         ("DEFAULT_FROM_EMAIL", "webmaster@localhost"),
         ("SITE_URL", "http://localhost:8000"),
+        ("SITE_URL", "https://[1"),
     ],
 )
 def test_production_mails_nobody_before_sender_site_and_server_are_set(
