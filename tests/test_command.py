@@ -202,12 +202,14 @@ def test_if_stale_works_only_when_no_run_succeeded_within_that_time(
 # --- Failures and stops ---
 
 
-def test_unapplied_migrations_are_named() -> None:
+@pytest.mark.parametrize("command", ["expire_trials", "send_trial_notices", "undo_expiry 1"])
+def test_unapplied_migrations_are_named(command: str, settings: Settings) -> None:
+    settings.TRIAL_NOTICES = True
     accounts_due_by_the_real_clock(1)
     MigrationRecorder(connection).record_unapplied("accounts", "0001_initial")
 
     with pytest.raises(CommandError) as error:
-        run()
+        call_command(*command.split())
 
     assert str(error.value) == (
         "The database lacks 1 migration(s) of accounts: 0001_initial. "

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from smtplib import SMTPDataError, SMTPNotSupportedError
+from smtplib import SMTPDataError, SMTPNotSupportedError, SMTPServerDisconnected
 from typing import Any
 from unittest.mock import Mock
 
@@ -617,8 +617,19 @@ class HttpBackend(BaseEmailBackend):
         (ApiError(503), Delivery(deferred=1, finished=True)),
         (SMTPNotSupportedError("SMTPUTF8 not supported by server"), Delivery(refused=1, finished=True)),
         (NoJson("Expecting value"), Delivery(deferred=1, finished=True)),
+        (SMTPServerDisconnected("Connection unexpectedly closed"), Delivery(deferred=1, finished=True)),
     ],
-    ids=["bad request", "unprocessable", "recipients", "our key", "too many", "away", "address", "no JSON"],
+    ids=[
+        "bad request",
+        "unprocessable",
+        "recipients",
+        "our key",
+        "too many",
+        "away",
+        "address",
+        "no JSON",
+        "cut twice",
+    ],
 )
 def test_of_a_provider_s_answers_only_a_refusal_counts_against_a_mail(
     now: datetime, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: Delivery

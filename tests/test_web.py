@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from axes.models import AccessAttempt
+from django.contrib.auth.password_validation import validate_password
 from django.core.cache import cache
+from django.core.exceptions import ValidationError
 from django.test import Client
 from pytest_django import Settings
 
@@ -70,6 +72,20 @@ def test_a_lockout_ends_and_attempts_meanwhile_do_not_prolong_it(operator: User,
     attempt.attempt_time -= settings.AXES_COOLOFF_TIME
     attempt.save()
     assert log_in("192.0.2.1", "right") == 302
+
+
+@pytest.mark.parametrize(
+    ("password", "why"),
+    [
+        ("93842750183746", "entirely numeric"),
+        ("password123", "too common"),
+        ("Sh0rt!a", "too short"),
+        ("operator12", "too similar"),
+    ],
+)
+def test_a_password_that_is_guessed_soon_is_not_taken(operator: User, password: str, why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        validate_password(password, operator)
 
 
 def test_a_login_forgives_the_wrong_passwords_before_it(operator: User) -> None:
