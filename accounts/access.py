@@ -4,8 +4,9 @@ Access follows the rule of ``Account.objects.due``, so it needs no run, no broke
 follows the fuse: see ``on_hold``.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from math import ceil
 
 from django.conf import settings
 from django.utils import timezone
@@ -58,8 +59,8 @@ def why_on_hold(now: datetime) -> str:
     """Why accounts that only the clock has ended stay in at ``now``, in one sentence; empty when they do not.
 
     They stay in while runs are paused, and while the fuse or a wrong clock would stop a run: nobody has decided that so
-    many customers go. That is so while the latest run stands refused, while more accounts are due than
-    ``TRIAL_EXPIRY_MAX``, and while the clock of this process differs from the database's.
+    many customers go. That is so while the latest run stands refused, while more accounts are due than ``_most_due``,
+    and while the clock of this process differs from the database's.
     """
     there = database_now()
     if decisions.paused(now=there):
@@ -69,7 +70,25 @@ def why_on_hold(now: datetime) -> str:
         return f"run {latest.pk} was refused, and no run has been allowed since"
     if not clocks_agree(timezone.now(), there):
         return "the clocks of this process and of the database differ"
-    most = settings.TRIAL_EXPIRY_MAX
+    most = _most_due(now)
     if most is not None and Account.objects.due(now).above(low_water_mark(now=there)).count_to(most + 1) > most:
         return f"more than {most} accounts are due, and a run would be refused"
     return ""
+
+
+LONGEST_SILENCE = timedelta(days=7)
+"""For so long without a successful run, what falls due is put down to a job that is dead, and not to a wrong clock."""
+
+
+def _most_due(now: datetime) -> int | None:
+    """With more due accounts at ``now`` than this the clock is in doubt; None: no fuse is set.
+
+    ``TRIAL_EXPIRY_MAX`` is for an ordinary run. Without one, accounts go on falling due: so it grows by as much for
+    each half of ``TRIAL_RUN_MAX_AGE_HOURS`` since the last success, for ``LONGEST_SILENCE``.
+    """
+    most = settings.TRIAL_EXPIRY_MAX
+    last = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of").only("as_of").last()
+    if most is None or last is None:
+        return most
+    silence = min(now - last.as_of, LONGEST_SILENCE)
+    return most * max(1, ceil(2 * silence / timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS)))

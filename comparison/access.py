@@ -23,10 +23,12 @@ PAGES = {"page_seconds": "/app/", "bare_seconds": "/"}
 """By measure: a page whose view loads the account in any case, and one that does not."""
 
 
-def in_after_their_end(*, now: datetime) -> dict[str, int]:
+def in_after_their_end(*, now: datetime, fuse: int) -> dict[str, int]:
     """How many are in at ``now`` although their trial and grace are over, while every job is off."""
     over = Account.objects.due(now)
-    return {STORED: over.count(), ON_READ: sum(may_use(account, now) for account in over.iterator())}
+    with override_settings(TRIAL_EXPIRY_MAX=fuse):
+        on_read = sum(may_use(account, now) for account in over.iterator())
+    return {STORED: over.count(), ON_READ: on_read}
 
 
 def locked_out(*, now: datetime, ahead: timedelta, fuse: int) -> dict[str, int]:
@@ -68,7 +70,7 @@ def figures(*, now: datetime, fuse: int, requests: int) -> dict[str, dict[str, f
     """By measure, of each decider: who is in and who is out, and what a request takes."""
     customer = User.objects.filter(account__status=Account.TRIALING, account__trial_ends_at__gt=now).earliest("pk")
     found: dict[str, dict[str, float]] = {
-        "let_in": {**in_after_their_end(now=now)},
+        "let_in": {**in_after_their_end(now=now, fuse=fuse)},
         "locked_out": {**locked_out(now=now, ahead=YEAR, fuse=fuse)},
     }
     for measure, page in PAGES.items():

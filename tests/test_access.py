@@ -116,6 +116,24 @@ def test_a_clock_that_jumps_is_noticed_at_once_by_the_fuse(settings: Settings) -
     assert access.why_on_hold(in_a_year) == "more than 2 accounts are due, and a run would be refused"
 
 
+def test_a_job_that_is_dead_for_days_lets_nobody_in_though_a_fuse_is_set(settings: Settings) -> None:
+    settings.TRIAL_EXPIRY_MAX = 2
+    settings.TRIAL_RUN_MAX_AGE_HOURS = 3
+    now = timezone.now()
+    expire(now)
+    make_accounts(34, ended=0 * DAY, now=now)  # two for each hour and a half that has begun
+    account = Account.objects.earliest("pk")
+    assert not access.may_use(account, now + DAY + MINUTE)
+
+    make_accounts(1, ended=0 * DAY, now=now)
+    assert access.may_use(account, now + DAY + 2 * MINUTE)
+
+    make_accounts(2 * 112 - 35, ended=0 * DAY, now=now)  # two for each hour and a half of a week
+    assert not access.may_use(account, now + 8 * DAY)
+    make_accounts(1, ended=0 * DAY, now=now)
+    assert access.may_use(account, now + 9 * DAY)
+
+
 def test_the_fuse_lets_as_many_go_as_a_run_would(settings: Settings) -> None:
     settings.TRIAL_EXPIRY_MAX = 2
     accounts = [overdue(), overdue()]
@@ -151,7 +169,7 @@ def test_the_comparison_counts_who_is_in_without_jobs_and_out_by_a_clock() -> No
     make_accounts(2, ended=0.5 * DAY, now=now)  # over in a day
     make_accounts(4, ended=-20 * DAY, now=now)
 
-    assert comparison.in_after_their_end(now=now + DAY) == {comparison.STORED: 5, comparison.ON_READ: 0}
+    assert comparison.in_after_their_end(now=now + DAY, fuse=5) == {comparison.STORED: 5, comparison.ON_READ: 0}
     in_a_year = comparison.locked_out(now=now, ahead=365 * DAY, fuse=5)
     assert in_a_year == {comparison.STORED: 6, comparison.ON_READ: 0}
 

@@ -57,7 +57,10 @@ def kill(process: subprocess.Popen[Any]) -> None:
     """Kill a process, with all its children when it has a session of its own."""
     own_session = os.getpgid(process.pid) == process.pid
     inflict(os.killpg if own_session else os.kill, process.pid, signal.SIGKILL)
-    assert process.wait(LANDS_WITHIN) == -signal.SIGKILL
+    try:
+        assert process.wait(LANDS_WITHIN) == -signal.SIGKILL
+    finally:
+        process.kill()  # where the fault is disabled, so that nobody waits for the process for ever
 
 
 def kill_child(worker: subprocess.Popen[Any]) -> None:

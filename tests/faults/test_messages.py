@@ -76,11 +76,11 @@ def test_a_tick_and_slices_delivered_twice_expire_nothing_twice(
 def test_a_message_that_outlives_its_tick_is_dropped(
     customers: Customers, celery: Process, tick: Tick, messages: redis.Redis, tmp_path: Path
 ) -> None:
-    ticks_every_second(expire_seconds=1, one_off=True)
+    ticks_every_second(expire_seconds=6, one_off=True)  # a worker starts sooner
     with celery("beat"):
         wait_for("beat to send the tick", lambda: messages.llen(QUEUE))
     sent = timezone.now()
-    faults.inflict(wait_for, "the message to expire", lambda: timezone.now() > sent + timedelta(seconds=1))
+    faults.inflict(wait_for, "the message to expire", lambda: timezone.now() > sent + timedelta(seconds=6))
 
     with celery("worker", "--concurrency=1", "--loglevel=info"):
         wait_for_line(tmp_path / "worker.log", "Discarding revoked task: accounts.expire_trials")

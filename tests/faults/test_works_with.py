@@ -42,6 +42,8 @@ from tests.locks import Sql
 
 pytestmark = [pytest.mark.faults, pytest.mark.django_db(transaction=True)]
 
+no_fault = pytest.mark.no_fault("nothing breaks: the server is another one")
+
 
 def installed(program: str, package: str) -> str:
     """The path of a program, which may be in /usr/sbin; skips the test when it is not installed."""
@@ -54,6 +56,7 @@ def installed(program: str, package: str) -> str:
 # --- PostgreSQL ---
 
 
+@no_fault
 @pytest.mark.parametrize("version", [15, 16, 17])
 def test_migrations_locks_and_slices_work_on_older_versions_of_postgresql(version: int, tmp_path: Path) -> None:
     if version not in servers.postgres_versions():
@@ -111,6 +114,7 @@ def changes_server(url: str) -> bool:
         return False
 
 
+@no_fault
 def test_a_run_with_jobs_and_its_undo_go_through_pgbouncer(
     customers: Customers, manage_py: ManagePy, pgbouncer: str, other: Sql
 ) -> None:
@@ -128,6 +132,7 @@ def test_a_run_with_jobs_and_its_undo_go_through_pgbouncer(
     assert Account.objects.due(timezone.now()).count() == 6
 
 
+@no_fault
 def test_a_worker_and_the_mails_go_through_pgbouncer(
     customers: Customers, celery: Process, tick: Tick, manage_py: ManagePy, pgbouncer: str
 ) -> None:
@@ -145,6 +150,7 @@ FORM = "from django.contrib.auth import forms; list(forms.UserChangeForm.base_fi
 WITH_CURSORS = "from django.db import connection; connection.settings_dict['DISABLE_SERVER_SIDE_CURSORS'] = False; "
 
 
+@no_fault
 def test_the_admins_forms_use_no_cursor_that_pgbouncer_loses(manage_py: ManagePy, pgbouncer: str) -> None:
     by_default = manage_py("shell", "-c", FORM, DATABASE_URL=pgbouncer)
     with_cursors = manage_py("shell", "-c", WITH_CURSORS + FORM, DATABASE_URL=pgbouncer)
@@ -203,6 +209,7 @@ def sender(url: str) -> Iterator[Tick]:
         yield Tick(partial(app.send_task, connection=to_the_broker, ignore_result=True))
 
 
+@no_fault
 def test_without_results_the_tick_runs_every_slice_over_rabbitmq(
     customers: Customers, celery: Process, rabbitmq: str, tmp_path: Path
 ) -> None:
@@ -241,6 +248,7 @@ def test_rabbitmq_redelivers_the_slices_of_a_killed_worker_at_once(
 # --- Redis itself; the other tests use Valkey ---
 
 
+@no_fault
 def test_redis_with_tls_and_a_user_with_a_password_carries_a_run(
     customers: Customers, celery: Process, tmp_path: Path
 ) -> None:
