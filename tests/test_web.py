@@ -10,7 +10,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from axes.models import AccessAttempt
+from axes.models import AccessAttempt, AccessLog
 from django.contrib.auth.password_validation import validate_password
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
@@ -94,6 +94,7 @@ def test_a_login_forgives_the_wrong_passwords_before_it(operator: User) -> None:
     assert log_in("192.0.2.1", "right") == 302
 
     assert [log_in("192.0.2.1", "wrong") for _ in range(9)] == [200] * 9
+    assert not AccessLog.objects.exists()  # who logs in, from where and when, is not recorded
 
 
 # --- The client's address ---
