@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from django.template import Context, Template
+from django.utils.formats import localize
 
 from accounts.words import duration, moment, number, number_up_to, plural, time_left
 
@@ -16,6 +17,13 @@ def test_a_moment_is_told_in_utc_to_the_minute_or_the_second() -> None:
     assert moment(AT, seconds=True) == "4 November 2026, 02:41:07 UTC"
     assert moment(AT.astimezone(timezone(timedelta(hours=9)))) == moment(AT)
     assert moment(None) == "\N{EN DASH}"
+
+
+def test_django_writes_a_date_as_the_project_does_and_never_by_month_first() -> None:
+    moment = datetime(2026, 3, 9, 14, 5, tzinfo=UTC)
+
+    assert localize(moment) == "9 March 2026, 14:05 UTC"
+    assert localize(moment.date()) == "9 March 2026"
 
 
 def test_numbers_have_their_thousands_separated() -> None:
