@@ -711,7 +711,7 @@ def broken_header(settings: Settings) -> None:
 
 @pytest.mark.parametrize(
     ("broken", "error"),
-    [("broken_template", "Invalid block tag"), ("broken_header", "newline")],
+    [("broken_template", "Invalid block tag"), ("broken_header", "Header values")],
 )
 def test_a_mail_that_cannot_be_composed_fails_alone_and_is_given_up(
     now: datetime, mailbox: Mailbox, request: pytest.FixtureRequest, broken: str, error: str
