@@ -87,8 +87,10 @@ def _most_due(now: datetime) -> int | None:
     each half of ``TRIAL_RUN_MAX_AGE_HOURS`` since the last success, for ``LONGEST_SILENCE``.
     """
     most = settings.TRIAL_EXPIRY_MAX
+    if most is None:
+        return None
     last = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of").only("as_of").last()
-    if most is None or last is None:
+    if last is None:
         return most
     silence = min(now - last.as_of, LONGEST_SILENCE)
     return most * max(1, ceil(2 * silence / timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS)))
