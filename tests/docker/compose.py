@@ -25,13 +25,14 @@ INSPECT = ("docker", "inspect")
 
 @dataclass(frozen=True)
 class Compose:
-    """``docker compose``, with the environment of one deployment."""
+    """``docker compose``, with the profile and the environment of one deployment."""
 
+    profile: str
     environment: Mapping[str, str]
 
     def __call__(self, *arguments: str, stdin: bytes = b"") -> str:
         """Run ``docker compose ARGUMENTS`` and return its output; asserts that it succeeds."""
-        return self.run(*COMPOSE, *arguments, stdin=stdin)
+        return self.run(*COMPOSE, "--profile", self.profile, *arguments, stdin=stdin)
 
     def run(self, *command: str, cwd: Path = settings.BASE_DIR, stdin: bytes = b"", fails: bool = False) -> str:
         """Run a command for this deployment and return its output; asserts that it succeeds, or that it fails."""
@@ -60,14 +61,18 @@ def service_of(container: Mapping[str, Any]) -> str:
 
 @contextmanager
 def deployed(profile: str, *options: str, **extra: str) -> Iterator[tuple[Compose, Deployment]]:
-    """The services of a profile, built, started and healthy; removed afterwards. ``options`` are those of ``up``."""
+    """The services of a profile, built, started and healthy; removed afterwards. ``options`` are those of ``up``.
+
+    ``--profile`` names it, as on the command line of README; for COMPOSE_PROFILES in its place, give that, too.
+    """
     if subprocess.run([*COMPOSE, "version"], capture_output=True, check=False).returncode:
         pytest.skip("there is no docker compose here")
     compose = Compose(
+        profile,
         {
             **os.environ,
             "COMPOSE_PROJECT_NAME": f"trial-expiry-test-{secrets.token_hex(4)}",
-            "COMPOSE_PROFILES": profile,
+            "COMPOSE_PROFILES": "",
             "TRIAL_EXPIRY_IMAGE": "trial-expiry:test",
             "POSTGRES_PASSWORD": secrets.token_hex(),
             "REDIS_PASSWORD": secrets.token_hex(),
@@ -75,7 +80,7 @@ def deployed(profile: str, *options: str, **extra: str) -> Iterator[tuple[Compos
             "DJANGO_ALLOWED_HOSTS": ".trials.example.com",
             "WEB_PORT": str(free_port()),
             **extra,
-        }
+        },
     )
     deployment = Deployment(
         manage_py=partial(compose, "exec", "--no-TTY", "web", "python", "manage.py"),

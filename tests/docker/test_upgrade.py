@@ -139,7 +139,7 @@ def test_an_upgrade_keeps_the_old_release_until_the_new_one_serves(release: Path
 
 
 def test_an_upgrade_with_one_port_tries_the_new_web_before_it_replaces(release: Path) -> None:
-    with deployed("cron") as (compose, _):
+    with deployed("cron", COMPOSE_PROFILES="cron") as (compose, _):
         before = images(compose)
         (release / "project" / "wsgi.py").write_text("raise SystemExit('This release does not start.')")
         assert "This release does not start." in compose.run("deploy/upgrade", cwd=release, fails=True)
