@@ -106,11 +106,14 @@ def test_an_upgrade_keeps_the_old_release_until_the_new_one_serves(release: Path
 
         with asked_all_the_time(ports) as failures:
             migrate_by(release, "SELECT 1 / 0")
+            compose_file = release / "docker-compose.yml"
+            compose_file.write_text(compose_file.read_text().replace("user: postgres", "user: postgres\n    tty: true"))
             told = compose.run("deploy/upgrade", cwd=release, fails=True)
             assert "Not upgraded: the migration failed" in told
             assert "division by zero" in compose("logs", "migrate")
-            assert images(compose) == before
+            assert images(compose) == before, "nor does a changed service restart PostgreSQL"
 
+            shutil.copy(settings.BASE_DIR / "docker-compose.yml", release)
             migrate_by(release, "SELECT 1")
             (release / "project" / "wsgi.py").write_text("raise SystemExit('This release does not start.')")
             told = compose.run("deploy/upgrade", cwd=release, fails=True)
