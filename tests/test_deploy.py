@@ -33,6 +33,7 @@ from tests.runs import DAY, expire
 
 DEPLOY = settings.BASE_DIR / "deploy"
 COMPOSE = yaml.safe_load((settings.BASE_DIR / "docker-compose.yml").read_text())["services"]
+LOCK_TIMEOUT = "-c lock_timeout=10s"
 
 
 # --- .env ---
@@ -321,3 +322,13 @@ def test_celery_is_started_by_the_same_command_everywhere(role: str) -> None:
     ]
 
     assert len({re.sub(r"\$\{\w+:-(\d)\}", r"\1", command) for command in commands}) == 1, commands
+
+
+def test_no_new_release_waits_for_a_lock_longer_than_ten_seconds() -> None:
+    kubernetes = pods("migrate")["migrate"]["containers"][0]
+    guide = (settings.BASE_DIR / "docs" / "deploy.md").read_text()
+
+    assert COMPOSE["migrate"]["environment"]["PGOPTIONS"] == LOCK_TIMEOUT
+    assert kubernetes["env"] == [{"name": "PGOPTIONS", "value": LOCK_TIMEOUT}]
+    assert procfile()["release"].startswith(f"PGOPTIONS='{LOCK_TIMEOUT}' python manage.py migrate")
+    assert f"  PGOPTIONS='{LOCK_TIMEOUT}' .venv/bin/python manage.py migrate &&\n" in guide
