@@ -75,7 +75,7 @@ def _ping(event: str, status: str) -> None:
     request.join(SECONDS)
     error = answers[0] if answers else NO_ANSWER.format(SECONDS)
     if error:
-        logger.warning(Fields("ping_failed", status=status, host=urlsplit(url).hostname, error=error))
+        logger.warning(Fields("ping_failed", status=status, service=urlsplit(url).hostname, error=error))
 
 
 def _get(url: str) -> str:

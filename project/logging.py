@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -16,7 +17,7 @@ TRACEBACK = "Traceback (most recent call last):"
 
 
 class JsonLines(JsonFormatter):
-    """Writes a record as a line of JSON: time in UTC, level, logger, message, and the fields of a structured message.
+    """Writes a record as a line of JSON: time in UTC, host, level, logger, message, and the fields of a structured one.
 
     A traceback is the field ``exc_info``. Omits what libraries attach to a record, such as Django's request, whose URL
     may name a customer.
@@ -25,6 +26,7 @@ class JsonLines(JsonFormatter):
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         """Write only these fields."""
         log_data["timestamp"] = datetime.fromtimestamp(record.created, tz=UTC)
+        log_data["host"] = socket.gethostname()  # one collector has the logs of several
         log_data["level"] = record.levelname
         log_data["logger"] = record.name
         log_data["message"] = record.message

@@ -7,6 +7,7 @@ Docker image sets, means production: then a missing or insecure setting stops th
 """
 
 import os
+import socket
 import ssl
 from datetime import timedelta
 from pathlib import Path
@@ -282,6 +283,10 @@ if CELERY_RESULT_BACKEND.startswith("rediss://"):
     CELERY_REDIS_BACKEND_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 CELERY_TASK_DEFAULT_QUEUE = "trial-expiry"  # a Redis shared with another project must not mix their tasks
 
+# Celery's own formats, with the host: one collector has the logs of several workers.
+_prefix = f"[%(asctime)s: %(levelname)s/%(processName)s {socket.gethostname()}]"
+CELERY_WORKER_LOG_FORMAT = f"{_prefix} %(message)s"
+CELERY_WORKER_TASK_LOG_FORMAT = f"{_prefix} %(task_name)s[%(task_id)s]: %(message)s"
 # Celery would log each line of a printed traceback; project/logging.py does it in JSON, and keeps them together.
 CELERY_WORKER_REDIRECT_STDOUTS = LOG_FORMAT != "json"
 

@@ -316,6 +316,8 @@ def test_a_single_slice_needs_no_chord_and_what_is_refused_is_one_line(
         "The arguments of the task are wrong: missing a required argument: 'after'. Nothing was changed.",
         f"after {POSITION} 'x'. Nothing was changed.",
     ]
+    hosts = re.findall(r"^\[.* (\S+)\] (?:Task|task_refused|expiry_run) ", log.read_text(), re.MULTILINE)
+    assert set(hosts) == {socket.gethostname()}
     assert "Retry in" not in log.read_text()
     assert "Traceback" not in log.read_text()
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -52,9 +53,10 @@ def record(message: object, **extra: object) -> logging.LogRecord:
     return made
 
 
-def test_json_has_time_level_logger_message_and_a_key_for_each_field() -> None:
+def test_json_has_time_host_level_logger_message_and_a_key_for_each_field() -> None:
     assert json.loads(JsonLines().format(record(Fields("expiry_run", run=7, path="command")))) == {
         "timestamp": "2026-03-01T12:00:00+00:00",
+        "host": socket.gethostname(),
         "level": "INFO",
         "logger": "accounts",
         "message": "expiry_run",
@@ -66,7 +68,7 @@ def test_json_has_time_level_logger_message_and_a_key_for_each_field() -> None:
 def test_what_libraries_attach_to_a_record_stays_out_of_the_json() -> None:
     written = JsonLines().format(record("Not Found: /x", request="<WSGIRequest: GET '/x?q=ann@example.com'>"))
 
-    assert json.loads(written).keys() == {"timestamp", "level", "logger", "message"}
+    assert json.loads(written).keys() == {"timestamp", "host", "level", "logger", "message"}
 
 
 def test_an_unknown_format_stops_the_start() -> None:

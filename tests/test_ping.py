@@ -155,7 +155,7 @@ def test_a_monitor_in_trouble_costs_a_line_of_log_and_no_run(
         call_command("expire_trials")
 
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.partition(" host=")[0] for line in lines] == [
+    assert [line.partition(" service=")[0] for line in lines] == [
         "ping_failed status=in_progress",
         "ping_failed status=ok",
     ]
