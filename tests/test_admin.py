@@ -246,12 +246,16 @@ def test_a_list_that_a_link_filtered_says_by_what_and_can_be_cleared(
 ) -> None:
     for path, query, words in (
         (ACCOUNTS, f"expiry_run={run.pk}", f"run: Expired by run {run.pk}"),
+        (ACCOUNTS, "expired_on=2026-11-24", "runs: Expired by the runs of 24 November 2026"),
+        (ACCOUNTS, "ends_on=2026-11-24&status__exact=trialing", "status: Trialing; end: Trial ends on 24 November"),
+        (ACCOUNTS, f"expiry_run__in={run.pk},7", f"expiry run in: {run.pk},7"),
+        (ACCOUNTS, "status__exact=beta&created__lt=2026-01-01T00:00Z", "status: Beta; created lt: 2026"),
         (NOTICES, f"account={notice.account_id}&status__exact=given_up", "status: Given up; account: Account"),
         (RUNS, "happened=something", "what happened: Expired somebody or went wrong"),
     ):
-        page = admin_client.get(f"{path}?{query}").content.decode()
+        page = admin_client.get(f"{path}?{query}&q=ann").content.decode()
         assert f"Filtered by {words}" in page
-        assert page.count("Clear all filters") == 2  # there, and above the choices
+        assert re.findall(r'<a href="([^"]*)">[^<]*Clear all filters', page) == ["?q=ann"] * 2  # also above the choices
         assert "Filtered by" not in admin_client.get(path).content.decode()
 
 
@@ -739,6 +743,8 @@ def test_whoever_may_only_look_at_notices_cannot_have_them_sent(staff: Staff, no
         {"created__year": "99999"},
         {"trial_ends_at__year": "-1"},
         {"user__id__in": "1,x"},
+        {"expired_on": "soon"},
+        {"ends_on": "9999-12-31"},
         pytest.param({"status__exact": "\0"}, marks=pytest.mark.postgres),  # SQLite can store it
     ],
 )
@@ -814,6 +820,7 @@ def test_no_list_of_accounts_reads_the_whole_table(
     fill_tables(20_000)
     lists = [{}, {"p": "5"}, {"q": "Filler777"}, {"q": "nobody"}, {"expiry_run": str(run.pk)}, {"returned_from": "7"}]
     lists += [{"trial": choice} for choice in ("ending", "grace", "due", "expired")]
+    lists += [{name: timezone.now().date().isoformat()} for name in ("expired_on", "ends_on")]
     for query in lists:
         with CaptureQueriesContext(connection) as asked:
             admin_client.get(ACCOUNTS, query)

@@ -332,10 +332,13 @@ def test_a_bar_opens_its_accounts(admin_client: Client) -> None:
     services.undo_run(run=run, now=now, by="me", extend_days=3)
     make_accounts(2, ended=2 * DAY, now=now)
     services.expire_trials(path=COMMAND, now=now)
+    long_ago = now.replace(hour=0, minute=0) - 30 * DAY
+    make_accounts(4, ended=32 * DAY, now=now)
+    services.expire_trials(path=COMMAND, now=long_ago)
     figures = overview.collect(now=now)
     bars = [bar for chart in (figures.expired, figures.ending) for bar in chart.bars if bar.count]
 
-    assert [bar.count for bar in bars] == [2, 3]
+    assert [bar.count for bar in bars] == [4, 2, 3]
     for bar in bars:
         page = admin_client.get(bar.url)
         assert page.context["cl"].result_count == bar.count

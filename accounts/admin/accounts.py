@@ -1,6 +1,7 @@
 """The admin's pages of accounts: the list, and one page for each customer."""
 
 from collections.abc import Iterable
+from datetime import date
 from typing import Any, ClassVar
 
 from django.contrib import admin
@@ -13,7 +14,7 @@ from django.utils import timezone
 from accounts import services
 from accounts.admin import overview, story
 from accounts.admin.actions import ActionsAdmin, ExtendForm
-from accounts.admin.lists import SEARCH_HELP, LinkedFilter, customer, in_utc, search_fields, status
+from accounts.admin.lists import SEARCH_HELP, DayFilter, LinkedFilter, customer, in_utc, search_fields, status
 from accounts.models import Account, AccountEvent, ExpiryRun
 from accounts.words import NOTHING, time_left
 
@@ -57,6 +58,30 @@ class RunFilter(LinkedFilter):
     choice = "Expired by run {}"
 
 
+class ExpiredOnFilter(DayFilter):
+    """The accounts that still point to a run of a day."""
+
+    title = "runs"
+    parameter_name = "expired_on"
+    choice = "Expired by the runs of {}"
+
+    def filtered(self, queryset: QuerySet[Account], key: str) -> QuerySet[Account]:
+        """By the runs of the day."""
+        return queryset & overview.expired_on(date.fromisoformat(key))
+
+
+class EndsOnFilter(DayFilter):
+    """The accounts whose trial ends on a day to come, or in the rest of today."""
+
+    title = "end"
+    parameter_name = "ends_on"
+    choice = "Trial ends on {}"
+
+    def filtered(self, queryset: QuerySet[Account], key: str) -> QuerySet[Account]:
+        """Those on trial, as the chart counts them."""
+        return queryset & overview.ending_on(date.fromisoformat(key), now=timezone.now())
+
+
 class ReturnedFilter(LinkedFilter):
     """The accounts that an undo of a run put back on trial, whatever became of them since."""
 
@@ -76,7 +101,7 @@ class AccountAdmin(ActionsAdmin):
 
     list_display = ("customer", "state", "time_left", "ends", "run")
     list_display_links = ("customer",)
-    list_filter = ("status", TrialFilter, RunFilter, ReturnedFilter)
+    list_filter = ("status", TrialFilter, RunFilter, ExpiredOnFilter, EndsOnFilter, ReturnedFilter)
     search_fields = search_fields("user__")
     search_help_text = SEARCH_HELP
     fields = ("user", "status", "created_at", "ends", "run")

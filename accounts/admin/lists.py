@@ -1,6 +1,7 @@
 """Base classes of the admin's lists: fast with millions of rows, and read-only where the services write the rows."""
 
 from collections.abc import Callable, Iterable
+from datetime import date
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin
@@ -11,6 +12,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.utils.dateformat import format as format_date
 from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
 from django.utils.text import Truncator
@@ -71,14 +73,18 @@ class LinkedFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: object) -> Iterable[tuple[str, str]]:
         """The one choice beside "All"."""
         key = self.value()
-        return [(key, self.choice.format(key))] if key else []
+        return [(key, self.choice.format(self.name(key)))] if key else []
+
+    def name(self, key: str) -> str:
+        """The key in words."""
+        return key
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """The rows of this key. What is no key leads back to the whole list, as Django's own filters do."""
         key = self.value()
         try:
             return self.filtered(queryset, key) if key else queryset
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise IncorrectLookupParameters(error) from error
 
     def filtered(self, queryset: QuerySet[Any], key: str) -> QuerySet[Any]:
@@ -86,18 +92,46 @@ class LinkedFilter(admin.SimpleListFilter):
         return queryset.filter(**{str(self.parameter_name): key})
 
 
+class DayFilter(LinkedFilter):
+    """A ``LinkedFilter`` whose key is a day, such as 2026-11-24."""
+
+    def name(self, key: str) -> str:
+        """The day as pages write it; what is no day stays as it is, and ``queryset`` refuses it."""
+        try:
+            return format_date(date.fromisoformat(key), "j F Y")
+        except ValueError:
+            return key
+
+
 class TellingChangeList(ChangeList):
-    """A list that says what it is filtered by, for those who came by a link."""
+    """A list that says what it is filtered by, for those who came by a link, and that can be cleared of all of it."""
+
+    typed: list[str]
+    """The parameters that Django looks up and no filter of the list shows: somebody typed them."""
+
+    def get_filters(self, request: HttpRequest) -> Any:
+        """Django's, which has no active filter where all are typed."""
+        *found, typed, duplicates, active = super().get_filters(request)
+        self.typed = list(typed)
+        return (*found, typed, duplicates, active or bool(typed))
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+        """Django's, which would keep the typed filters when all are cleared."""
+        rows = super().get_queryset(request, exclude_parameters)
+        self.clear_all_filters_qs = self.get_query_string(remove=list(self.get_filters_params()))
+        return rows
 
     @property
     def filtered_by(self) -> list[str]:
         """The choices in force, such as "status: Failed". Each filter's first choice is "All"."""
-        return [
+        chosen = [
             f"{spec.title}: {choice['display']}"
             for spec in self.filter_specs
             for choice in list(spec.choices(self))[1:]
             if choice["selected"]
         ]
+        typed = ((name.replace("__", " ").replace("_", " "), self.params[name]) for name in self.typed)
+        return chosen + [f"{name}: {value}" for name, value in typed]
 
 
 class CappedPaginator(AnyPaginator):

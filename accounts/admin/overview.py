@@ -43,6 +43,18 @@ def ending(*, start: datetime, end: datetime) -> AccountQuerySet:
     return Account.objects.filter(status=Account.TRIALING, trial_ends_at__gte=start, trial_ends_at__lt=end)
 
 
+def ending_on(day: date, *, now: datetime) -> AccountQuerySet:
+    """Trialing accounts whose trial ends on ``day`` in UTC; of today those whose trial has not ended yet."""
+    return ending(start=max(now, _midnight(day)), end=_midnight(day) + timedelta(days=1))
+
+
+def expired_on(day: date) -> AccountQuerySet:
+    """Accounts that still point to a run as of ``day`` in UTC."""
+    runs = ExpiryRun.objects.filter(as_of__gte=_midnight(day), as_of__lt=_midnight(day) + timedelta(days=1))
+    # A list, because the index of expired accounts serves it whatever the statistics say.
+    return Account.objects.filter(expiry_run__in=list(runs.values_list("pk", flat=True)))
+
+
 def in_grace(now: datetime) -> AccountQuerySet:
     """Trialing accounts whose trial has ended, but whose grace has not."""
     return ending(start=grace_cutoff(now), end=now)
@@ -85,17 +97,13 @@ def trials(*, now: datetime) -> Trials:
 def expired_by_day(lately: Iterable[ExpiryRun], *, now: datetime) -> Chart:
     """The accounts that each path expired, minus those undone, on each of the last 30 days and today."""
     by_path: dict[str, Counter[date]] = {path.value: Counter() for path in ExpiryRun.Path}
-    runs: dict[date, list[str]] = {}
     for run in lately:
-        day = run.as_of.astimezone(UTC).date()
-        by_path[run.path][day] += run.expired_count - run.undone_count
-        if run.expired_count:
-            runs.setdefault(day, []).append(str(run.pk))
-    today = now.astimezone(UTC).date()
+        by_path[run.path][_day(run.as_of)] += run.expired_count - run.undone_count
+    today = _day(now)
     return stacked_bars(
         (today - timedelta(days=ago) for ago in range(DAYS, -1, -1)),
         by_path,
-        url=lambda day: accounts_url(expiry_run__in=",".join(runs[day])),  # served by the index of expired accounts
+        url=lambda day: accounts_url(expired_on=day.isoformat()),
     )
 
 
@@ -106,20 +114,18 @@ def accounts_url(**query: object) -> str:
 
 def ending_by_day(*, now: datetime) -> Chart:
     """The trials that end in the rest of today and on each of the next 30 days, ``MANY_A_DAY`` of a day at the most."""
-    today = now.astimezone(UTC).date()
-    days = [today + timedelta(days=ahead) for ahead in range(DAYS + 1)]
-    bounds = {day: (max(now, _midnight(day)), _midnight(day + timedelta(days=1))) for day in days}
-    rows = (ending(start=start, end=end).order_by("trial_ends_at") for start, end in bounds.values())
+    days = [_day(now) + timedelta(days=ahead) for ahead in range(DAYS + 1)]
+    rows = (ending_on(day, now=now).order_by("trial_ends_at") for day in days)
     return stacked_bars(
         days,
         {"trials": dict(zip(days, counts(*rows, most=MANY_A_DAY), strict=True))},
-        url=lambda day: accounts_url(
-            status__exact=Account.TRIALING,
-            trial_ends_at__gte=bounds[day][0].isoformat(),
-            trial_ends_at__lt=bounds[day][1].isoformat(),
-        ),
+        url=lambda day: accounts_url(ends_on=day.isoformat()),
         most=MANY_A_DAY,
     )
+
+
+def _day(at: datetime) -> date:
+    return at.astimezone(UTC).date()
 
 
 def _midnight(day: date) -> datetime:
@@ -179,7 +185,8 @@ class Overview:
 
 def collect(*, now: datetime) -> Overview:
     """Compute every figure of the overview, as of ``now``."""
-    lately = list(ExpiryRun.objects.filter(as_of__gt=now - timedelta(days=DAYS)).order_by("-pk"))
+    first = _midnight(_day(now) - timedelta(days=DAYS))  # a whole day, as the list is to which its bar leads
+    lately = list(ExpiryRun.objects.filter(as_of__gte=first).order_by("-pk"))
     found = health.check(now=now, max_age=timedelta(hours=settings.TRIAL_RUN_MAX_AGE_HOURS))
     has_beat = apps.is_installed("django_celery_beat")
     schedule, processes = celery(now=now) if has_beat else (None, None)
