@@ -11,7 +11,6 @@ from hypothesis.extra.django import TestCase
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import access, ledger, services
-from accounts.admin import overview
 from accounts.models import EARLIEST_END, LATEST_END, Account, ExpiryRun
 from comparison import access as comparison
 from tests.factories import AccountFactory, make_accounts
@@ -89,7 +88,7 @@ def test_a_refused_run_keeps_in_whom_only_the_clock_has_ended() -> None:
     assert access.may_use(account, now + MINUTE)
     assert not access.may_use(expired, now + MINUTE)  # a run or a person has decided that one
     run = ExpiryRun.objects.get()
-    assert overview.collect(now=now).on_hold == f"run {run.pk} was refused, and no run has been allowed since"
+    assert access.why_on_hold(now) == f"run {run.pk} was refused, and no run has been allowed since"
 
     expire(now, max_accounts=2)
     assert not access.may_use(account, now + 2 * MINUTE)

@@ -19,7 +19,7 @@ from django.utils.html import escape
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from accounts import health, ledger, services
+from accounts import decisions, health, ledger, services
 from accounts.admin import charts, overview, paths, schedule, ticks
 from accounts.models import Account, Decision, ExpiryRun
 from accounts.services import TooManyDue
@@ -289,7 +289,8 @@ def test_a_refused_run_is_shown_with_its_words_until_a_run_succeeds(admin_client
     page = admin_client.get("/admin/").content.decode()
     run = ExpiryRun.objects.latest("pk")
     assert page.count('<li class="error">') == 1, "one bar for one situation"
-    assert escape(run.error) in page
+    assert '<li class="warning">' not in page
+    assert f"{escape(run.error)} Accounts whose trial is over still have access." in page
     for link in (f"/admin/accounts/expiryrun/{run.pk}/change/", "/admin/what-to-do/#fuse"):
         assert f'href="{link}"' in page
     assert f'href="/admin/accounts/decision/allow/{run.pk}/"' in page
@@ -298,6 +299,28 @@ def test_a_refused_run_is_shown_with_its_words_until_a_run_succeeds(admin_client
     page = admin_client.get("/admin/").content.decode()
     assert '<li class="error">' not in page
     assert "Trials are being expired." in page
+
+
+def test_a_pause_says_in_its_own_bar_that_accounts_still_have_access(admin_client: Client) -> None:
+    decisions.pause(until=timezone.now() + DAY, by="anna", reason="a look")
+
+    page = admin_client.get("/admin/").content.decode()
+
+    assert page.count('<li class="warning">') == 1
+    assert "by anna: a look. Accounts whose trial is over still have access." in page
+
+
+def test_that_the_fuse_will_refuse_is_said_before_it_does(admin_client: Client, settings: Settings) -> None:
+    settings.TRIAL_EXPIRY_MAX = 1
+    services.expire_trials(path=CELERY, now=timezone.now())
+    AccountFactory.create_batch(2, trial_ends_at=timezone.now() - 25 * HOUR)
+
+    page = admin_client.get("/admin/").content.decode()
+
+    assert page.count('<li class="warning">') == 1
+    assert "still have access, because more than 1 accounts are due, and a run would be refused." in page
+    for link in ("/admin/what-to-do/#on-hold", "/admin/accounts/account/?trial=due"):
+        assert f'href="{link}"' in page
 
 
 def test_a_fresh_installation_is_told_what_to_do_first(admin_client: Client) -> None:

@@ -1,10 +1,10 @@
-"""Where a finding of ``accounts.health`` leads: to the row or list that it is about, and to what to do."""
+"""The findings of ``accounts.health`` on the overview: what they say of access, and where each leads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.urls import reverse
 
-from accounts.health import Finding
+from accounts.health import Finding, Health
 from accounts.models import ExpiryRun
 
 
@@ -19,10 +19,32 @@ class Link:
 LISTS = {
     "stale": ("Due accounts", "account", {"trial": "due"}),
     "overdue": ("Due accounts", "account", {"trial": "due"}),
+    "on-hold": ("Due accounts", "account", {"trial": "due"}),
     "paused": ("History", "decision", {}),
     "mails-waiting": ("Waiting mails", "notice", {"status__exact": "pending"}),
     "mails-given-up": ("Mails given up", "notice", {"status__exact": "given_up"}),
 }
+
+
+SAYS_WHY = frozenset({"paused", "fuse", "clock"})
+"""The rows of the findings that are why accounts are on hold."""
+
+
+def of_overview(health: Health, *, on_hold: str) -> list[Finding]:
+    """Problems, then notes; and that accounts still have access, in the finding that is why, else in one of its own.
+
+    Args:
+        on_hold: ``access.why_on_hold``.
+    """
+    found = health.problems + health.notes
+    why = next((finding for finding in found if finding.row in SAYS_WHY), None)
+    if not on_hold:
+        return found
+    if not why:
+        text = f"Accounts whose trial is over still have access, because {on_hold}."
+        return [*found, Finding(text=text, row="on-hold", is_problem=False)]
+    told = replace(why, text=f"{why.text} Accounts whose trial is over still have access.")
+    return [told if finding is why else finding for finding in found]
 
 
 def links(finding: Finding) -> list[Link]:

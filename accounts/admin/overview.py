@@ -19,7 +19,7 @@ from django.urls import reverse
 from accounts import decisions, health, ledger
 from accounts.access import why_on_hold
 from accounts.admin.charts import Chart, stacked_bars
-from accounts.admin.findings import Link, links
+from accounts.admin.findings import Link, links, of_overview
 from accounts.admin.paths import PathFigures, path_figures
 from accounts.admin.ticks import Tick, last_ticks
 from accounts.counts import counts
@@ -156,7 +156,7 @@ class Overview:
 
     now: datetime
     findings: list[tuple[health.Finding, list[Link]]]
-    """What ``check_expiry`` reports, problems first, with links."""
+    """What ``check_expiry`` reports, problems first, and whether accounts are on hold; with links."""
     is_well: bool
     """Whether trials are being expired, and nothing is wrong."""
     is_new: bool
@@ -165,8 +165,6 @@ class Overview:
     """The pause in force."""
     allowance: Decision | None
     """The allowance that waits for a run."""
-    on_hold: str
-    """Why accounts whose trial is over still have access; empty when they do not."""
     trials: Trials
     mails: Mails | None
     """None when TRIAL_NOTICES is off."""
@@ -192,12 +190,11 @@ def collect(*, now: datetime) -> Overview:
     schedule, processes = celery(now=now) if has_beat else (None, None)
     return Overview(
         now=now,
-        findings=[(finding, links(finding)) for finding in found.problems + found.notes],
+        findings=[(finding, links(finding)) for finding in of_overview(found, on_hold=why_on_hold(now))],
         is_well=found.is_well,
         is_new=any(finding.row == "new" for finding in found.findings),
         pause=decisions.paused(now=now),
         allowance=decisions.allowance(now=now),
-        on_hold=why_on_hold(now),
         trials=trials(now=now),
         mails=mails() if settings.TRIAL_NOTICES else None,
         ticks=last_ticks(now=now),

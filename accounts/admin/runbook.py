@@ -55,6 +55,14 @@ ROWS = [
         "Set the wrong clock (`timedatectl`, `chronyc tracking`), then `./manage.py expire_trials`.",
     ),
     Row(
+        "on-hold",
+        "`Accounts whose trial is over still have access, because ...`",
+        "The next run will be refused, by the fuse or for the clock of the web process, so nobody is locked out "
+        "meanwhile. Only the overview says so: it is no alarm before a run was refused.",
+        "More than `TRIAL_EXPIRY_MAX` are due: if that is right, raise it, or *Allow once* after the refusal. If not: "
+        "*Pause* the runs, and look at what the fuse's row names. The clocks differ: set the wrong one.",
+    ),
+    Row(
         "failed",
         "`The latest failed run ... says: ...`",
         "A slice failed after its retries. The other slices were expired.",
