@@ -8,7 +8,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import transaction
 from django.db.models import QuerySet
 
-from accounts.events import admin_user
+from accounts.events import admin_user, command_user
 from accounts.models import Account, AccountEvent, Decision, ExpiryRun, Notice
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Traces:
     decisions: QuerySet[Decision]
     """Decisions about runs: the history stores the user name."""
     undone: QuerySet[ExpiryRun]
-    """Runs that the person undid: the ledger stores the user name."""
+    """Runs that the person undid, in the admin or by the command."""
     events: QuerySet[AccountEvent]
     """Changes of other accounts that the person asked for. Reads all events, because no index has the name."""
     log: "QuerySet[LogEntry] | None"
@@ -35,14 +35,14 @@ class Traces:
 
 def traces(*, user: AbstractBaseUser) -> Traces:
     """Find what the database stores about the person, except the user's own row and other rows that point to it."""
+    name = user.get_username()
+    actors = [name, admin_user(user), command_user(name)]
     return Traces(
         accounts=Account.objects.filter(user=user.pk),
         notices=Notice.objects.filter(account__user=user.pk),
-        decisions=Decision.objects.filter(by=user.get_username()),
-        undone=ExpiryRun.objects.filter(undone_by=user.get_username()),
-        events=AccountEvent.objects.filter(by__in=[user.get_username(), admin_user(user)]).exclude(
-            account__user=user.pk
-        ),
+        decisions=Decision.objects.filter(by=name),
+        undone=ExpiryRun.objects.filter(undone_by__in=actors),
+        events=AccountEvent.objects.filter(by__in=actors).exclude(account__user=user.pk),
         log=_log_entries(user) if apps.is_installed("django.contrib.admin") else None,
     )
 

@@ -22,6 +22,11 @@ def admin_user(user: "AbstractBaseUser | AnonymousUser") -> str:
     return f"admin user {user.get_username()}"
 
 
+def command_user(name: str) -> str:
+    """The actor of a change that somebody of this name asked for on a command line. Erasure looks for it, too."""
+    return f"command user {name}"
+
+
 def record(accounts: AccountQuerySet, *, kind: AccountEvent.Kind, by: str, ends: Combinable | None = None) -> int:
     """Lock these accounts, and add an event for each, with the account as it is before the change; returns how many.
 

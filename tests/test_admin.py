@@ -534,7 +534,7 @@ def test_undoing_puts_the_accounts_back_and_says_so_in_ledger_and_history(staff:
     answer = client.post(f"{RUNS}{run.pk}/undo/", {"ends": "extend", "days": "14"})
 
     run.refresh_from_db()
-    assert (run.status, run.undone_count, run.undone_by) == ("undone", 3, "support")
+    assert (run.status, run.undone_count, run.undone_by) == ("undone", 3, "admin user support")
     assert Account.objects.filter(status=Account.TRIALING, trial_ends_at__gt=timezone.now() + 13 * DAY).count() == 3
     assert answer.headers["Location"] == f"{RUNS}{run.pk}/change/"
     said = "Undone: 3 accounts back on trial, extended by 14 days."
@@ -547,7 +547,7 @@ def test_a_run_that_is_undone_has_nothing_more_to_undo_and_says_so(admin_client:
     page = " ".join(admin_client.get(f"{RUNS}{run.pk}/undo/").content.decode().split())
 
     assert "There is nothing to undo" in page
-    assert "3 were put back by admin before." in page
+    assert "3 were put back by admin user admin before." in page
     assert "Undo…" not in admin_client.get(f"{RUNS}{run.pk}/change/").content.decode()
 
 
@@ -640,7 +640,12 @@ def test_a_worker_that_undoes_is_told_so_and_the_page_says_how_far_it_is(
     answer = admin_client.post(f"{RUNS}{run.pk}/undo/", {"ends": "extend", "days": "14"})
 
     (arguments,) = (message["accounts.undo_run"] for message in sent)
-    assert {**arguments, "now": "a moment"} == {"run_id": run.pk, "by": "admin", "now": "a moment", "extend_days": 14}
+    assert {**arguments, "now": "a moment"} == {
+        "run_id": run.pk,
+        "by": "admin user admin",
+        "now": "a moment",
+        "extend_days": 14,
+    }
     assert [str(message) for message in get_messages(answer.wsgi_request)] == [
         "A worker was told to undo this run. This page shows how far it is."
     ]

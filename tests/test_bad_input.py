@@ -80,8 +80,8 @@ VALUES: list[Row] = [
     *moment("expire_trials --as-of="),
     *moment("expire_trials --dry-run --as-of="),
     *moment("send_trial_notices --dry-run --as-of="),
-    argument(f"undo_expiry 1 --by={'x' * 256}", f"it must be 1 to 255 printable characters, not '{'x' * 59}…'."),
-    argument("undo_expiry 1 --by=", "it must be 1 to 255 printable characters, not ''."),
+    argument(f"undo_expiry 1 --by={'x' * 201}", f"it must be 1 to 200 printable characters, not '{'x' * 59}…'."),
+    argument("undo_expiry 1 --by=", "it must be 1 to 200 printable characters, not ''."),
 ]
 """Refused because of one value: on a command line and, with the same words, by ``call_command``."""
 

@@ -1,5 +1,6 @@
 """Erasing a person, in the admin and by ``./manage.py erase_user``: what is deleted, and what stays correct."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from io import StringIO
 
@@ -10,7 +11,7 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 
 from accounts import services
-from accounts.events import admin_user
+from accounts.events import admin_user, command_user
 from accounts.models import Account, AccountEvent, ExpiryRun, Notice
 from tests.factories import AccountFactory, NoticeFactory, UserFactory
 from users.models import User
@@ -139,7 +140,12 @@ def test_the_action_of_the_list_erases_as_well(person: User, deleter: Client) ->
     assert is_gone(person)
 
 
-def test_an_operator_s_name_leaves_the_ledger_and_the_events_too(now: datetime) -> None:
+@pytest.mark.parametrize(
+    "by",
+    [User.get_username, admin_user, lambda user: command_user(user.username)],
+    ids=["as it was", "admin", "command"],
+)
+def test_an_operator_s_name_leaves_the_ledger_and_the_events_too(now: datetime, by: Callable[[User], str]) -> None:
     operator = UserFactory.create(username="olga", email="olga@example.com")
     own = AccountFactory.create(user=operator)
     undone, extended, other = AccountFactory.create_batch(3, created=now - timedelta(days=90))
@@ -147,7 +153,7 @@ def test_an_operator_s_name_leaves_the_ledger_and_the_events_too(now: datetime) 
     services.cancel(account_id=other.pk, by="admin user olga-maria")
     services.extend_trial(account_id=own.pk, days=9, now=now)
     run = services.expire_trials(path=ExpiryRun.Path.COMMAND, now=now)
-    services.undo_run(run=run, now=now, by=operator.username)
+    services.undo_run(run=run, now=now, by=by(operator))
 
     assert "and in 2 event(s) of other accounts." in erase("olga@example.com", "--yes")
 

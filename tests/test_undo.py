@@ -500,7 +500,7 @@ def test_the_command_says_what_it_does_and_warns_of_the_next_run() -> None:
         "if their trial ends or the settings are what was wrong, correct those first.\n"
     )
     run.refresh_from_db()
-    assert (run.status, run.undone_count, run.undone_by) == (ExpiryRun.Status.UNDONE, 3, "ann")
+    assert (run.status, run.undone_count, run.undone_by) == (ExpiryRun.Status.UNDONE, 3, "command user ann")
 
 
 def test_an_extension_leaves_nothing_to_warn_of() -> None:
@@ -531,7 +531,7 @@ def test_who_undid_it_is_by_default_the_user_of_the_system(monkeypatch: pytest.M
     command(run.pk, verbosity=0)
 
     run.refresh_from_db()
-    assert run.undone_by == "deploy"
+    assert run.undone_by == "command user deploy"
 
 
 def test_a_user_of_the_system_without_a_name_is_recorded_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,7 +543,7 @@ def test_a_user_of_the_system_without_a_name_is_recorded_by_number(monkeypatch: 
     command(run.pk, verbosity=0)
 
     run.refresh_from_db()
-    assert run.undone_by == f"user {2**31 - 3}"
+    assert run.undone_by == f"command user {2**31 - 3}"
 
 
 def test_there_being_nothing_to_undo_is_said_and_no_error(now: datetime) -> None:

@@ -23,6 +23,7 @@ from accounts import ledger, services
 from accounts.admin import run_now
 from accounts.admin.actions import days_field
 from accounts.admin.lists import ReadOnlyAdmin
+from accounts.events import admin_user
 from accounts.log import one_line
 from accounts.models import Account, ExpiryRun
 from accounts.words import plural
@@ -91,7 +92,7 @@ class UndoAdmin(ReadOnlyAdmin):
     def _undo(self, request: HttpRequest, run: ExpiryRun, now: datetime, form: UndoForm) -> HttpResponse:
         """Hand the undo to a worker, or take one step of it; the last step leads to the page of the run."""
         page = HttpResponseRedirect(reverse("admin:accounts_expiryrun_change", args=[run.pk]))
-        by, days, before = request.user.get_username(), form.extend_days, form.cleaned_data["done"] or 0
+        by, days, before = admin_user(request.user), form.extend_days, form.cleaned_data["done"] or 0
         if not before and _handed_to_worker(run, now=now, by=by, days=days):
             told = "A worker was told to undo this run."
             self.log_change(request, run, told)

@@ -117,4 +117,4 @@ def test_while_a_worker_undoes_the_page_of_the_run_says_how_far_it_is(overview: 
         expect(overview.get_by_role("status")).not_to_be_attached(timeout=20_000)  # the page looks again by itself
 
     run.refresh_from_db()
-    assert (run.status, run.undone_count, run.undone_by) == ("undone", 503, "admin")
+    assert (run.status, run.undone_count, run.undone_by) == ("undone", 503, "admin user admin")

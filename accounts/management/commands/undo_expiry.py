@@ -8,6 +8,7 @@ from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
 from accounts import services
+from accounts.events import command_user
 from accounts.management import options as types
 from accounts.management.base import BAD_INPUT, TrialCommand
 from accounts.models import Account, ExpiryRun
@@ -40,7 +41,7 @@ class Command(TrialCommand):
         self.add_jobs(parser, what="Transactions")
         parser.add_argument(
             "--by",
-            type=types.name(at_most=255),
+            type=types.name(at_most=200),
             default=system_user(),
             metavar="NAME",
             help="Who undoes the run, for the ledger (default: the system user).",
@@ -75,7 +76,7 @@ class Command(TrialCommand):
             undone = services.undo_run(
                 run=found,
                 now=now,
-                by=by,
+                by=command_user(by),
                 extend_days=extend_days,
                 batch_size=batch_size,
                 throttle=throttle,
@@ -106,4 +107,4 @@ def system_user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        return f"user {os.getuid()}"
+        return str(os.getuid())
