@@ -14,6 +14,7 @@ from django.utils import timezone
 from accounts import decisions
 from accounts.ledger import clocks_agree, database_now, low_water_mark
 from accounts.models import EARLIEST_END, Account, ExpiryRun, grace_cutoff
+from accounts.words import plural
 
 MAY_USE = frozenset(Account.Status) - {Account.Status.TRIAL_EXPIRED, Account.Status.CANCELED}
 """The statuses whose accounts may use the product."""
@@ -72,7 +73,7 @@ def why_on_hold(now: datetime) -> str:
         return "the clocks of this process and of the database differ"
     most = _most_due(now)
     if most is not None and Account.objects.due(now).above(low_water_mark(now=there)).count_to(most + 1) > most:
-        return f"more than {most} accounts are due, and a run would be refused"
+        return f"more than {plural(most, 'account is', 'accounts are')} due, and a run would be refused"
     return ""
 
 

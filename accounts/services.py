@@ -213,6 +213,15 @@ def count_due(run: ExpiryRun, limit: int | None) -> int:
     return due.count() if limit is not None and count > limit else count
 
 
+def due_to_tell(now: datetime, limit: int | None = None) -> int:
+    """How many accounts are due, for pages and dry runs: exactly, up to ``COUNTED`` and to the fuse's ``limit``.
+
+    Above both it is one more, so that an allowance for as many is taken at its word. It looks at all trials, as *Run
+    now* does.
+    """
+    return Account.objects.due(now).count_to(max(COUNTED, limit or 0) + 1)
+
+
 def _due_for(run: ExpiryRun) -> AccountQuerySet:
     return Account.objects.due_before(run.cutoff).above(run.floor)
 

@@ -30,8 +30,13 @@ def number_up_to(value: int, most: int | None) -> str:
     return f"{number(value)}+" if most is not None and value >= most else number(value)
 
 
-def plural(count: int, noun: str, nouns: str = "") -> str:
-    """Format a count with its noun: 1 account, 51,234 accounts. ``nouns`` is an irregular plural, such as entries."""
+def plural(count: int, noun: str, nouns: str = "", *, most: int | None = None) -> str:
+    """Format a count with its noun: 1 account, 51,234 accounts, and above ``most``: more than 1,000,000 accounts.
+
+    ``nouns`` is an irregular plural, such as entries.
+    """
+    if most is not None and count > most:
+        return f"more than {plural(most, noun, nouns)}"
     return f"{number(count)} {noun if count == 1 else nouns or f'{noun}s'}"
 
 

@@ -15,7 +15,9 @@ from django.contrib.messages import get_messages
 from django.core.management import call_command
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from django.utils.html import strip_tags
 from pytest_django import Settings
 
 from accounts import decisions, erasure, health, services, tasks
@@ -213,17 +215,18 @@ def test_of_two_runs_at_once_one_uses_the_allowance() -> None:
 
 
 def test_run_now_stops_in_time_and_says_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_accounts(5, ended=10 * DAY, now=timezone.now())
+    make_accounts(1001, ended=10 * DAY, now=timezone.now())
     monkeypatch.setattr(run_now, "SECONDS", -1)
-    monkeypatch.setattr(services, "expire_trials", partial(services.expire_trials, batch_size=2))
+    monkeypatch.setattr(services, "expire_trials", partial(services.expire_trials, batch_size=1000))
 
     said = run_now.start(by="anna", reason="a payment")
 
     run = ExpiryRun.objects.get()
     assert said == (
-        f"Run {run.pk} expired 2 of 5 due accounts. Run now again for the rest, or leave it to the next tick."
+        f"Run {run.pk} expired 1,000 of 1,001 due accounts. Run now again for the rest, or leave it to the next tick."
     )
-    assert (run.status, run.error) == ("interrupted", "Stopped after -1 seconds in the admin, 2 of 5 accounts done.")
+    assert run.status == "interrupted"
+    assert run.error == "Stopped after -1 seconds in the admin, 1,000 of 1,001 accounts done."
     assert Decision.objects.get().run == run
 
 
@@ -245,6 +248,38 @@ def test_run_now_is_done_by_a_worker_where_one_lives(
 
 
 # --- In the admin ---
+
+
+def test_no_page_and_no_dry_run_counts_all_of_many_due(
+    admin_client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = refused(5)
+    monkeypatch.setattr(services, "COUNTED", 2)
+
+    def said(page: str) -> str:
+        return " ".join(strip_tags(admin_client.get(f"{PAGES}{page}/").content.decode()).split())
+
+    with CaptureQueriesContext(connection) as asked:
+        assert "More than 2 accounts are due now and will be expired." in said("run")
+        assert "Now more than 2 accounts are." in said(f"allow/{run.pk}")
+        assert "Would expire more than 2 trial(s)" in expire_by_command("--dry-run")
+        pause()
+        assert "More than 2 accounts are due now. The next tick" in said("resume")
+    counts = [query["sql"] for query in asked if "COUNT" in query["sql"] and '"accounts_account"' in query["sql"]]
+    assert [sql for sql in counts if "LIMIT 3" not in sql] == []
+
+
+def test_a_fuse_for_more_than_is_counted_is_told_all_the_same(
+    admin_client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.TRIAL_EXPIRY_MAX = 4
+    monkeypatch.setattr(services, "COUNTED", 2)
+    make_accounts(4, ended=10 * DAY, now=timezone.now())
+    assert "The fuse will refuse" not in admin_client.get(f"{PAGES}run/").content.decode()
+
+    make_accounts(1, ended=10 * DAY, now=timezone.now())
+    assert "The fuse will refuse" in admin_client.get(f"{PAGES}run/").content.decode()
+    assert "Would be refused: at most 4" in expire_by_command("--dry-run")
 
 
 @pytest.fixture

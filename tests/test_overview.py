@@ -311,14 +311,14 @@ def test_a_pause_says_in_its_own_bar_that_accounts_still_have_access(admin_clien
 
 
 def test_that_the_fuse_will_refuse_is_said_before_it_does(admin_client: Client, settings: Settings) -> None:
-    settings.TRIAL_EXPIRY_MAX = 1
+    settings.TRIAL_EXPIRY_MAX = 1000
     services.expire_trials(path=CELERY, now=timezone.now())
-    AccountFactory.create_batch(2, trial_ends_at=timezone.now() - 25 * HOUR)
+    make_accounts(1001, ended=25 * HOUR, now=timezone.now())
 
     page = admin_client.get("/admin/").content.decode()
 
     assert page.count('<li class="warning">') == 1
-    assert "still have access, because more than 1 accounts are due, and a run would be refused." in page
+    assert "still have access, because more than 1,000 accounts are due, and a run would be refused." in page
     for link in ("/admin/what-to-do/#on-hold", "/admin/accounts/account/?trial=due"):
         assert f'href="{link}"' in page
 

@@ -41,6 +41,10 @@ def test_a_count_has_its_noun_in_the_singular_or_the_plural() -> None:
         *("0 accounts", "1 account", "2 accounts", "51,234 accounts"),
     ]
     assert [plural(count, "entry", "entries") for count in (1, 2)] == ["1 entry", "2 entries"]
+    assert [plural(count, "account", most=1000) for count in (1000, 1001)] == [
+        "1,000 accounts",
+        "more than 1,000 accounts",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from django.utils.html import format_html
 from accounts import decisions, ledger, services
 from accounts.admin import run_now
 from accounts.admin.lists import ReadOnlyAdmin, in_utc
-from accounts.models import Account, Decision, ExpiryRun
+from accounts.models import Decision, ExpiryRun
 from accounts.words import NOTHING, moment, plural
 
 
@@ -95,14 +95,14 @@ class DecisionAdmin(ReadOnlyAdmin):
     def run_now(self, request: HttpRequest) -> HttpResponse:
         """Start a run."""
         now = ledger.database_now()
-        due = Account.objects.due(now).count()
         limit = services.fuse_limit()
+        due = services.due_to_tell(now, limit)
         return self._confirm(
             request,
             "run",
             lambda data: run_now.start(by=request.user.get_username(), reason=data["reason"]),
             title="Run now",
-            due=due,
+            due=_are_due(due),
             by_worker=run_now.worker_answers() if request.method == "GET" else None,
             seconds=run_now.SECONDS,
             limit=limit,
@@ -142,7 +142,7 @@ class DecisionAdmin(ReadOnlyAdmin):
             act,
             title="Resume trial expiry",
             pause=decisions.paused(now=now),
-            due=Account.objects.due(now).count(),
+            due=_are_due(services.due_to_tell(now)),
         )
 
     def allow(self, request: HttpRequest, pk: int) -> HttpResponse:
@@ -161,7 +161,7 @@ class DecisionAdmin(ReadOnlyAdmin):
             act,
             title="Allow once",
             run=run,
-            due=Account.objects.due(now).count(),
+            due=_are_due(services.due_to_tell(now)),
             possible=decisions.can_be_allowed(run),
             allowed=decisions.allowance(now=now, due=run.due_count),
         )
@@ -191,3 +191,7 @@ class DecisionAdmin(ReadOnlyAdmin):
             f"admin/accounts/decision/{name}.html",
             {**self.admin_site.each_context(request), "opts": self.opts, "form": form, **context},
         )
+
+
+def _are_due(count: int) -> str:
+    return plural(count, "account is", "accounts are", most=services.COUNTED)

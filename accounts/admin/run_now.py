@@ -53,7 +53,9 @@ def _here(decision: Decision) -> str:
 
     def in_bounded_time(done: int, total: int) -> None:
         if done < total and time.monotonic() > end:
-            raise OutOfTime(f"Stopped after {SECONDS} seconds in the admin, {done} of {total} accounts done.")
+            raise OutOfTime(
+                f"Stopped after {SECONDS} seconds in the admin, {number(done)} of {plural(total, 'account')} done."
+            )
 
     def run_slices(run: ExpiryRun) -> None:
         started.append(run)

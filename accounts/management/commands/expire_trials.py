@@ -11,8 +11,8 @@ from django.utils import timezone
 from accounts import decisions, ledger, ping, services
 from accounts.management import options as types
 from accounts.management.base import BAD_INPUT, TrialCommand
-from accounts.models import Account, ExpiryRun
-from accounts.words import moment
+from accounts.models import ExpiryRun
+from accounts.words import moment, number
 
 
 class Command(TrialCommand):
@@ -102,8 +102,9 @@ class Command(TrialCommand):
         self.say(f"Run {run.pk}: {run.due_count} due as of {moment(run.as_of, seconds=True)}, {took}", verbosity=2)
 
     def say_what_would_happen(self, now: datetime, clock: datetime, *, limit: int | None) -> None:
-        due = Account.objects.due(now).count()
-        self.say(f"Would expire {due} trial(s)")
+        due = services.due_to_tell(now, limit)
+        many = f"more than {number(services.COUNTED)}" if due > services.COUNTED else due
+        self.say(f"Would expire {many} trial(s)")
         if limit is not None and due > limit:
             if decisions.allowance(now=clock, due=due):
                 self.say(f"More than {limit} may not expire in one run, but an operator allowed it once.")
