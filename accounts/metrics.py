@@ -8,12 +8,13 @@ from django.conf import settings
 from django.db.models import Count, Max, Min, Q, Sum
 from django.db.models.functions import Coalesce
 from django.http import Http404, HttpRequest, HttpResponse
+from django.utils import timezone
 from django.views.decorators.http import require_safe
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
-from accounts import decisions, health, ledger
+from accounts import access, decisions, health, ledger
 from accounts.absence import answered_without_database
 from accounts.counts import counts
 from accounts.gate import trial_not_required
@@ -154,13 +155,18 @@ class TrialExpiry:
         )
 
     def pause(self) -> Iterator[Metric]:
-        """Yield whether an operator has paused the runs, and until when."""
+        """Yield whether an operator has paused the runs, until when, and whether the gate lets ended trials in."""
         paused = decisions.paused(now=self.now)
         yield GaugeMetricFamily("trial_expiry_paused", "1 while an operator has paused the runs, else 0.", bool(paused))
         yield GaugeMetricFamily(
             "trial_expiry_paused_until_timestamp_seconds",
             "When the pause in force ends by itself; 0 when runs are not paused.",
             paused.until.timestamp() if paused and paused.until else 0,
+        )
+        yield GaugeMetricFamily(
+            "trial_expiry_access_on_hold",
+            "1 while accounts whose trial is over still have access, by a pause, the fuse or a wrong clock, else 0.",
+            access.on_hold(timezone.now()),  # by the clock of the gate, which has looked in this minute already
         )
 
     def beat(self) -> Iterator[Metric]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from accounts import access, ledger, services
+from accounts import access, decisions, ledger, services
 from accounts.models import EARLIEST_END, LATEST_END, Account, ExpiryRun
 from comparison import access as comparison
 from tests.factories import AccountFactory, make_accounts
@@ -91,6 +91,20 @@ def test_a_refused_run_keeps_in_whom_only_the_clock_has_ended() -> None:
     assert access.why_on_hold(now) == f"run {run.pk} was refused, and no run has been allowed since"
 
     expire(now, max_accounts=2)
+    assert not access.may_use(account, now + 2 * MINUTE)
+
+
+def test_a_pause_keeps_in_whom_only_the_clock_has_ended() -> None:
+    account = overdue()
+    expired = AccountFactory.create(status=Account.TRIAL_EXPIRED)
+    now = timezone.now()
+    assert not access.may_use(account, now)
+
+    decisions.pause(until=now + DAY, by="anna", reason="a look")
+    assert access.may_use(account, now + MINUTE)
+    assert not access.may_use(expired, now + MINUTE)
+
+    decisions.resume(by="anna", reason="looked")
     assert not access.may_use(account, now + 2 * MINUTE)
 
 

@@ -343,6 +343,7 @@ def test_an_operator_pauses_resumes_allows_and_runs_now(staff: Callable[..., Cli
     client = staff("run_expiry", "pause_expiry", "allow_expiry", "view_decision")
     run = refused(2)
 
+    assert "whom no run has expired, have access until the pause ends" in client.get(f"{PAGES}pause/").content.decode()
     tomorrow = timezone.now() + DAY
     assert decide(client, "pause", until=f"{tomorrow:%Y-%m-%dT%H:%M}") == (
         f"Paused until {moment(tomorrow)}. No run starts before, by either path."

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from accounts import ledger, services
+from accounts import access, decisions, ledger, services
 from accounts.metrics import TrialExpiry
 from accounts.models import Decision, ExpiryRun, Notice
 from accounts.services import TooManyDue
@@ -286,6 +286,15 @@ def test_a_pause_and_its_end(now: datetime) -> None:
     assert metrics(now).get_sample_value("trial_expiry_paused") == 1
     assert metrics(now).get_sample_value("trial_expiry_paused_until_timestamp_seconds") == (now + DAY).timestamp()
     assert metrics(now + DAY).get_sample_value("trial_expiry_paused") == 0
+
+
+def test_whether_accounts_whose_trial_is_over_still_have_access(now: datetime) -> None:
+    assert metrics(now).get_sample_value("trial_expiry_access_on_hold") == 0
+
+    decisions.pause(until=timezone.now() + DAY, by="anna", reason="a look")
+    access._is_on_hold.cache_clear()
+
+    assert metrics(now).get_sample_value("trial_expiry_access_on_hold") == 1
 
 
 # --- What is made of them ---

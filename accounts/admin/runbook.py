@@ -91,8 +91,8 @@ ROWS = [
     Row(
         "paused",
         "`Paused until ... by ...`",
-        "An operator has paused the runs, and this is no alarm. Accounts stay on trial; mails are sent. When "
-        "the pause has ended, the schedule has `TRIAL_RUN_MAX_AGE_HOURS` for a run that succeeds.",
+        "An operator has paused the runs, and this is no alarm. Accounts stay on trial and keep their access; mails "
+        "are sent. When the pause has ended, the schedule has `TRIAL_RUN_MAX_AGE_HOURS` for a run that succeeds.",
         "Nothing, or *Resume* in the admin. The history of decisions says who paused and why.",
     ),
     Row(
