@@ -195,6 +195,13 @@ def test_the_list_says_when_a_trial_ends_as_the_mails_do(admin_client: Client, h
     assert f'<td class="field-time_left">{left}</td>' in admin_client.get(ACCOUNTS).content.decode()
 
 
+def test_the_style_sheet_names_columns_that_exist() -> None:
+    css = (settings.BASE_DIR / "accounts/static/accounts/admin.css").read_text()
+    shown = {str(name) for page in admin.site._registry.values() for name in page.list_display}
+
+    assert set(re.findall(r"\.field-(\w+)", css)) <= shown
+
+
 def test_an_account_that_is_not_trialing_has_no_time_left(admin_client: Client) -> None:
     AccountFactory.create(status=Account.ACTIVE)
 

@@ -335,7 +335,7 @@ def test_a_fresh_installation_is_told_what_to_do_first(admin_client: Client) -> 
 
 
 def test_mails_are_tiles_where_they_are_on(admin_client: Client, settings: Settings) -> None:
-    NoticeFactory.create_batch(2, next_attempt=timezone.now())
+    oldest, _ = (NoticeFactory.create(next_attempt=timezone.now(), queued=timezone.now() - ago) for ago in (DAY, HOUR))
     NoticeFactory.create(status="given_up", next_attempt=timezone.now())
     assert overview.collect(now=timezone.now()).mails is None
 
@@ -345,6 +345,7 @@ def test_mails_are_tiles_where_they_are_on(admin_client: Client, settings: Setti
     assert mails
     assert (mails.waiting, mails.given_up) == (2, 1)
     page = admin_client.get("/admin/").content.decode()
+    assert f'<a href="/admin/accounts/notice/{oldest.pk}/change/">Oldest waits for</a>' in page
     assert 'href="/admin/accounts/notice/?status__exact=given_up">Mails given up</a>' in page
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from django.apps import apps
 from django.conf import settings
-from django.db.models import F, Min, Sum
+from django.db.models import F, Sum
 from django.urls import reverse
 
 from accounts import decisions, health, ledger
@@ -137,8 +137,8 @@ class Mails:
     """The mails to customers that are not sent yet, ``MANY`` of each at the most."""
 
     waiting: int
-    oldest: datetime | None
-    """Since when the one waits that waits longest."""
+    oldest: Notice | None
+    """The one that waits longest."""
     given_up: int
 
 
@@ -147,7 +147,7 @@ def mails() -> Mails:
     pending = Notice.objects.pending()
     given_up = Notice.objects.filter(status=Notice.Status.GIVEN_UP)
     waiting, gone = counts(pending.order_by("queued"), given_up.order_by("next_attempt"), most=MANY)
-    return Mails(waiting=waiting, oldest=pending.aggregate(first=Min("queued"))["first"], given_up=gone)
+    return Mails(waiting=waiting, oldest=pending.order_by("queued").first(), given_up=gone)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

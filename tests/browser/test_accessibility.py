@@ -102,19 +102,42 @@ def test_no_page_of_ours_violates_a_rule_of_axe_or_overflows(
     assert found == []
 
 
-def test_the_page_that_asks_before_an_action_violates_no_rule_of_axe(rows: dict[str, object], overview: Page) -> None:
-    found: list[tuple[str, ...]] = []
+@pytest.mark.parametrize("action", ["extend", "activate", "cancel"])
+def test_the_page_that_asks_before_an_action_violates_no_rule_of_axe(
+    rows: dict[str, object], overview: Page, action: str
+) -> None:
     overview.goto("/admin/accounts/account/")
     overview.locator("#action-toggle").check()
-    overview.get_by_label("Action:").select_option("extend")
+    overview.get_by_label("Action:").select_option(action)
     overview.locator(".actions button[name=index]").click()
-    overview.get_by_label("Days").wait_for()  # the click does not wait for the page that it leads to
-    for width in WIDTHS:
-        overview.set_viewport_size({"width": width, "height": 900})
-        found += violations(overview)
-        assert not overview.evaluate(OVERFLOWS)
+    overview.get_by_role("button", name=f"Yes, {action}").wait_for()  # the click does not wait for the page
 
-    assert found == []
+    assert wrong_at_some_width(overview) == []
+
+
+@pytest.mark.usefixtures("a_slice_takes_all_the_time")
+def test_the_pages_of_an_undo_under_way_violate_no_rule_of_axe(rows: dict[str, object], overview: Page) -> None:
+    overview.route("**/again.js", lambda route: route.abort())  # the pages stay as they are
+    overview.goto(f"/admin/accounts/expiryrun/{rows['run']}/undo/")
+    overview.get_by_role("button", name="Undo this run").click()
+    overview.get_by_role("button", name="Go on").wait_for()
+    found = wrong_at_some_width(overview)
+
+    overview.goto(f"/admin/accounts/expiryrun/{rows['run']}/change/")
+    overview.get_by_role("button", name="Look again").wait_for()
+
+    assert found + wrong_at_some_width(overview) == []
+
+
+def wrong_at_some_width(page: Page) -> list[tuple[str, ...]]:
+    """The violations of the page as it is, and whether it overflows."""
+    found: list[tuple[str, ...]] = []
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        found += violations(page)
+        if page.evaluate(OVERFLOWS):
+            found.append((str(width), "overflows"))
+    return found
 
 
 def test_no_mail_of_ours_violates_a_rule_of_axe(page: Page, tmp_path: Path) -> None:

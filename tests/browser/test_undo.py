@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from django.conf import settings
@@ -41,19 +40,6 @@ def undone() -> int:
 
 
 @pytest.fixture
-def _a_slice_takes_all_the_time(monkeypatch: pytest.MonkeyPatch, no_worker: None) -> None:
-    """No worker answers, and the time of a request is over after one slice."""
-
-    def one_slice(**options: Any) -> int:
-        turns = iter([False])
-        return undo_run(**{**options, "batch_size": 2, "stop": lambda: next(turns, True)})
-
-    undo_run = services.undo_run
-    monkeypatch.setattr(services, "undo_run", one_slice)
-    monkeypatch.setattr(run_now, "SECONDS", -1)
-
-
-@pytest.fixture
 def without_scripts(browser: Browser, live_server: LiveServer, admin_client: Client) -> Iterator[Page]:
     """A page of the superuser in a browser that runs no scripts."""
     session = admin_client.cookies[settings.SESSION_COOKIE_NAME].value
@@ -62,7 +48,7 @@ def without_scripts(browser: Browser, live_server: LiveServer, admin_client: Cli
         yield context.new_page()
 
 
-@pytest.mark.usefixtures("_a_slice_takes_all_the_time")
+@pytest.mark.usefixtures("a_slice_takes_all_the_time")
 def test_without_a_worker_an_undo_goes_on_by_itself_to_the_end(overview: Page) -> None:
     steps: list[str] = []
     overview.on("request", lambda request: steps.append(request.url) if request.method == "POST" else None)
@@ -75,7 +61,7 @@ def test_without_a_worker_an_undo_goes_on_by_itself_to_the_end(overview: Page) -
     assert Account.objects.filter(status=Account.TRIALING).count() == undone() == 7
 
 
-@pytest.mark.usefixtures("_a_slice_takes_all_the_time")
+@pytest.mark.usefixtures("a_slice_takes_all_the_time")
 def test_without_scripts_a_button_takes_the_undo_from_step_to_step(without_scripts: Page, tmp_path: Path) -> None:
     page = without_scripts
     undo(page, expire(7))
