@@ -452,7 +452,7 @@ def test_the_overview_reads_a_bounded_part_of_large_tables(
     assert (figures.ending.highest, figures.ending.is_capped) == (overview.MANY_A_DAY, True)
     assert len(queries) >= 8
     assert [sql for sql in queries if tables_scanned(sql)] == []
-    assert max(rows_read(sql) for sql in queries) <= 1000 + 50  # with the entries of those that expired
+    assert max(rows_read(sql) for sql in queries) <= 1000 + 4 * 50  # four counts may pass those that expired
 
 
 @pytest.mark.postgres
