@@ -51,7 +51,14 @@ PROCESSES = {
     "accounts/services.py": ["faults/test_database", "faults/test_undo"],
     "accounts/slices.py": ["faults/test_database", "faults/test_undo"],
     "accounts/tasks.py": ["test_celery", "test_notice_tasks", "faults/test_poison", "faults/test_workers"],
-    "project/settings.py": ["test_settings", "test_production", "test_web", "test_celery", "faults/test_broker"],
+    "project/settings.py": [
+        "test_settings",
+        "test_words",
+        "test_production",
+        "test_web",
+        "test_celery",
+        "faults/test_broker",
+    ],
 }
 """The modules that are changed, and the files whose tests run each where coverage does not see it: in other processes,
 or at import."""
