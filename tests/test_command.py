@@ -51,6 +51,8 @@ def test_it_prints_the_two_lines_of_the_original() -> None:
 
     assert run() == "Search for old trial accounts...\nExpired 3 trial(s)\n"
 
+    assert ExpiryRun.objects.get().throttle == 0
+
 
 def test_handle_works_without_any_option() -> None:
     accounts_due_by_the_real_clock(1)

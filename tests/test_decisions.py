@@ -102,15 +102,16 @@ def test_a_pause_ends_by_itself_and_by_the_next_decision() -> None:
             decisions.pause(until=timezone.now() + hours * HOUR, by="anna", reason="a look")
 
 
+@pytest.mark.parametrize("due", [0, 1])
 @pytest.mark.parametrize(
     ("hours", "rows"),
     [(1, ["paused"]), (-2.9, []), (-3.1, ["stale"])],
     ids=["paused", "ended lately", "ended long ago"],
 )
-def test_a_pause_is_said_and_no_alarm_and_leaves_time_after_it(hours: float, rows: list[str]) -> None:
+def test_a_pause_is_said_and_no_alarm_and_leaves_time_after_it(hours: float, rows: list[str], due: int) -> None:
     now = timezone.now()
     expire(now - 9 * HOUR)
-    make_accounts(1, ended=DAY + 4 * HOUR, now=now)
+    make_accounts(due, ended=DAY + 4 * HOUR, now=now)
     pause(hours)
 
     found = health.check(now=now, max_age=3 * HOUR)
@@ -119,7 +120,7 @@ def test_a_pause_is_said_and_no_alarm_and_leaves_time_after_it(hours: float, row
     assert [finding.row for finding in found.problems] == [row for row in rows if row == "stale"]
     if rows == ["paused"]:
         assert found.headline == "Trial expiry is paused."
-        assert found.lines[0].endswith("by anna: a wrong import. 1 account is due.")
+        assert found.lines[0].endswith("by anna: a wrong import." + due * " 1 account is due.")
 
 
 def test_a_run_in_progress_goes_on_when_the_runs_are_paused(now: datetime) -> None:

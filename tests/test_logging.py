@@ -6,7 +6,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -126,6 +126,7 @@ def test_every_other_end_of_a_run_is_one_line_too(
         dead = expire(now, path=path, run_slices=lambda run: None)
         ExpiryRun.objects.filter(pk=dead.pk).update(heartbeat=dead.heartbeat - ledger.SILENT_FOR)
         undone = expire(now, path=path)
+        ExpiryRun.objects.filter(pk=undone.pk).update(started=undone.started - timedelta(hours=1))
         services.undo_run(run=undone, now=now, by="ann@example.com")
 
     assert [(level, said["status"], said["expired"], said.get("undone")) for level, said in lines(caplog)] == [
@@ -136,6 +137,7 @@ def test_every_other_end_of_a_run_is_one_line_too(
         ("INFO", "succeeded", 2, None),
         ("INFO", "undone", 2, 2),
     ]
+    assert float(lines(caplog)[-1][1]["seconds"]) < 3600  # of the undo, not since the run began
     assert "@" not in caplog.text
 
 

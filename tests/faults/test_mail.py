@@ -165,7 +165,7 @@ def test_two_thousand_mails_arrive_while_senders_and_mail_server_die(
         with server.alive():
             send_the_rest(manage_py, send)
 
-    assert killed == 6
+    assert killed >= 6  # of a worker that spawns one more
     server.assert_everybody_was_told(repeats=range(killed + 1))
 
 
