@@ -239,7 +239,8 @@ def test_call_command_refuses_what_no_command_line_can_hold(name: str, option: s
 
 @pytest.mark.usefixtures("customers")
 def test_call_command_takes_none_for_an_option_that_is_not_given() -> None:
-    call_command("expire_trials", batch_size=None, as_of=None, max_accounts=None, stdout=StringIO())
+    options = dict.fromkeys(("batch_size", "as_of", "max_accounts", "throttle", "jobs"))
+    call_command("expire_trials", **options, stdout=StringIO())
 
     assert ExpiryRun.objects.get().expired_count == 2
 
