@@ -90,7 +90,7 @@ def _most_due(now: datetime) -> int | None:
     most = settings.TRIAL_EXPIRY_MAX
     if most is None:
         return None
-    last = ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of").only("as_of").last()
+    last = ExpiryRun.objects.last_success()
     if last is None:
         return most
     silence = min(now - last.as_of, LONGEST_SILENCE)

@@ -100,7 +100,7 @@ def check(*, now: datetime, max_age: timedelta) -> Health:
 
 def _runs(now: datetime, max_age: timedelta) -> list[Finding]:
     since = now - max_age
-    last = _last_success()
+    last = ExpiryRun.objects.last_success()
     fresh = ExpiryRun.objects.succeeded_since(since, now=now)
     bad = ExpiryRun.objects.filter(status__in=UNSUCCESSFUL, pk__gt=last.pk if last else 0).exclude(error="")
     latest = bad.order_by("-pk").first()
@@ -172,15 +172,11 @@ def installed() -> datetime:
 
 def last_success() -> str:
     """When a run last succeeded, in words."""
-    return _in_words(_last_success())
+    return _in_words(ExpiryRun.objects.last_success())
 
 
 def _in_words(run: ExpiryRun | None) -> str:
     return f"the last one, by {run.path}, was as of {moment(run.as_of)}" if run else "none ever has"
-
-
-def _last_success() -> ExpiryRun | None:
-    return ExpiryRun.objects.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of", "pk").last()
 
 
 def _due(now: datetime) -> str:

@@ -60,13 +60,16 @@ class DerivedDateTimeField(DateTimeField):
 class ExpiryRunQuerySet(models.QuerySet["ExpiryRun"]):
     """Queries of runs."""
 
+    def last_success(self) -> "ExpiryRun | None":
+        """The successful run as of the latest moment, if there is one, served by its index."""
+        return self.filter(status=ExpiryRun.Status.SUCCEEDED).order_by("as_of", "pk").last()
+
     def succeeded_since(self, moment: datetime, *, now: datetime) -> "ExpiryRun | None":
         """The latest successful run as of ``moment`` or later, if there is one.
 
         Ignores runs as of a moment after ``now`` plus ``CLOCKS_MAY_DIFFER``: the clock of such a run was wrong.
         """
-        fresh = self.filter(status=ExpiryRun.Status.SUCCEEDED, as_of__gte=moment, as_of__lte=now + CLOCKS_MAY_DIFFER)
-        return fresh.order_by("as_of", "pk").last()
+        return self.filter(as_of__gte=moment, as_of__lte=now + CLOCKS_MAY_DIFFER).last_success()
 
 
 class ExpiryRun(models.Model):

@@ -209,7 +209,7 @@ def count_due(run: ExpiryRun, limit: int | None) -> int:
     due = _due_for(run)
     if due.first_end() is None:
         return 0
-    count = due.count_to(max(COUNTED, limit or 0) + 1)
+    count = _count_to_tell(due, limit)
     return due.count() if limit is not None and count > limit else count
 
 
@@ -219,7 +219,11 @@ def due_to_tell(now: datetime, limit: int | None = None) -> int:
     Above both it is one more, so that an allowance for as many is taken at its word. It looks at all trials, as *Run
     now* does.
     """
-    return Account.objects.due(now).count_to(max(COUNTED, limit or 0) + 1)
+    return _count_to_tell(Account.objects.due(now), limit)
+
+
+def _count_to_tell(due: AccountQuerySet, limit: int | None) -> int:
+    return due.count_to(max(COUNTED, limit or 0) + 1)
 
 
 def _due_for(run: ExpiryRun) -> AccountQuerySet:
