@@ -106,6 +106,10 @@ class World:
     def finish(self, number: int) -> None:
         if self.runs:
             run = self.runs[number % len(self.runs)]
+            if ledger.MANY_EXPIRED < 0:  # the next run trusts that a closed one has done its slices
+                for place, (of, _) in enumerate(self.slices):
+                    if of.pk == run.pk:
+                        self.slice(place)
             ledger.finish_run(run_id=run.pk)
             self.finished.add(run.pk)
 
